@@ -1,0 +1,96 @@
+//! The table of operations: one line an operation, the same for every backend.
+//!
+//! An operation's arguments, shapes, formula, units, errors and source stand with its argument struct in
+//! [`operations`](crate::operations). Each struct also checks its own shapes, once for all backends.
+
+use crate::element::Element;
+use crate::error::Result;
+use crate::matrix::{MatMut, MatRef, Memory};
+use crate::operations::*;
+
+/// A slice in the backend's memory.
+pub type Slice<'a, B, T> = <<B as Backend>::Memory as Memory>::Slice<'a, T>;
+/// A mutable slice in the backend's memory.
+pub type SliceMut<'a, B, T> = <<B as Backend>::Memory as Memory>::SliceMut<'a, T>;
+/// An owned buffer in the backend's memory.
+pub type Buffer<B, T> = <<B as Backend>::Memory as Memory>::Buffer<T>;
+/// A matrix in the backend's memory.
+pub type Mat<'a, B, T> = MatRef<'a, T, <B as Backend>::Memory>;
+/// A mutable matrix in the backend's memory.
+pub type MatOut<'a, B, T> = MatMut<'a, T, <B as Backend>::Memory>;
+
+/// Extents of a problem: N rows in a block, D inputs, H latents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// N, the largest number of rows in one call.
+    pub rows: usize,
+    /// D, the width of the input.
+    pub inputs: usize,
+    /// H, the number of latents.
+    pub latents: usize,
+}
+
+/// An implementation of the table of operations for one kind of memory and one storage type.
+///
+/// Calls neither allocate nor wait: buffers come from [`alloc`](Backend::alloc), scratch from a workspace whose size
+/// [`workspace_len`](Backend::workspace_len) tells for a shape, and a backend on a device only enqueues
+/// ([`download`](Backend::download) waits). The workspace's content never matters and is undefined after a call.
+///
+/// The same call with the same inputs gives the same bits again, whatever the number of threads.
+pub trait Backend: Send + Sync {
+    /// Where the backend computes.
+    type Memory: Memory;
+    /// Storage type of inputs, weights and activations.
+    type Element: Element;
+    /// Type of biases, gradients, row losses and statistics: `f32`, or `f64` for the reference.
+    type Real: Element;
+    /// Storage type of the H×H or N×N matrix of the correlation term, an operand of a product in the backward pass.
+    type Coupling: Element;
+
+    /// A zeroed buffer whose memory is already mapped.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<Self, T>>;
+    /// Copies from the host; the lengths must agree.
+    fn upload<T: Element>(&self, source: &[T], target: SliceMut<'_, Self, T>) -> Result<()>;
+    /// Copies to the host, once everything enqueued before is done; the lengths must agree.
+    fn download<T: Element>(&self, source: Slice<'_, Self, T>, target: &mut [T]) -> Result<()>;
+    /// Number of `f64` that a workspace must have for any operation of the table within `shape`.
+    fn workspace_len(&self, shape: Shape) -> Result<usize>;
+
+    // Encoder
+    /// z = x Wᵀ + b, a = f(z), row log-sum-exp and column moments, in one pass.
+    fn encode(&self, args: Encode<'_, Self>) -> Result<()>;
+    /// r_nj = exp(ℓ_n − a_nj).
+    fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()>;
+
+    // Batch statistics
+    /// Moves the shift of the moments to the mean.
+    fn recentre(&self, args: Recentre<'_, Self>) -> Result<()>;
+    /// Σ_n (a − c)(a − c)ᵀ.
+    fn comoments(&self, args: Comoments<'_, Self>) -> Result<()>;
+    /// Variance and correlation losses, and what the backward pass needs of them.
+    fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()>;
+    /// The correlation term over pairs of rows instead of pairs of latents.
+    fn correlation_dual(&self, args: CorrelationDual<'_, Self>) -> Result<()>;
+
+    // Backward
+    /// ∂L/∂z and ∂L/∂b of the decoder-free objective.
+    fn backward_dz(&self, args: BackwardDz<'_, Self>) -> Result<()>;
+    /// A plain matrix product, for ∂L/∂W = dZᵀ x and ∂L/∂x = dZ W.
+    fn product(&self, args: Product<'_, Self>) -> Result<()>;
+    /// Σ_n m_nj.
+    fn column_sums(&self, args: ColumnSums<'_, Self>) -> Result<()>;
+    /// ‖Ŵ Ŵᵀ − I‖² and its gradient.
+    fn weight_redundancy(&self, args: WeightRedundancy<'_, Self>) -> Result<()>;
+
+    // Decoder of the standard sparse autoencoder
+    /// x̂ = a W + b, squared error against the input, and its gradient.
+    fn decode(&self, args: Decode<'_, Self>) -> Result<()>;
+    /// ∂L/∂z of reconstruction and L1 loss.
+    fn decode_backward(&self, args: DecodeBackward<'_, Self>) -> Result<()>;
+
+    // Optimisers
+    /// Stochastic gradient descent with momentum.
+    fn sgd(&self, args: Sgd<'_, Self>) -> Result<()>;
+    /// Adam with decoupled weight decay.
+    fn adam(&self, args: Adam<'_, Self>) -> Result<()>;
+}

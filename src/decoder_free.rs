@@ -1,0 +1,647 @@
+//! The decoder-free sparse autoencoder: losses and gradients of a batch, over any backend.
+
+use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
+use crate::element::Element;
+use crate::error::{Error, Result, check_len};
+use crate::matrix::{MatMut, MatRef, Memory};
+use crate::objective::{Activation, Form, Losses, Objective};
+use crate::operations::*;
+use crate::statistics::Statistics;
+use std::ops::Range;
+
+/// What a [`DecoderFree`] plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DecoderFreeConfig {
+    /// Largest batch, inputs, latents.
+    pub shape: Shape,
+    /// Weights of the loss terms.
+    pub objective: Objective,
+    /// Activation of the encoder.
+    pub activation: Activation,
+    /// Form of the correlation term. Batches of several blocks always use the primal form.
+    pub correlation_form: Form,
+    /// Form of the weight-redundancy term.
+    pub weight_form: Form,
+    /// Rows of a block, for exact micro-batching: a batch of more rows is processed in blocks, in memory for one block, and
+    /// gives the gradient of the whole batch. `None`: one block.
+    pub block_rows: Option<usize>,
+}
+
+impl DecoderFreeConfig {
+    /// The paper's objective, ReLU, whole batches, forms chosen by cost.
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            objective: Objective::default(),
+            activation: Activation::Relu,
+            correlation_form: Form::Auto,
+            weight_form: Form::Auto,
+            block_rows: None,
+        }
+    }
+}
+
+/// Inputs and outputs of one step; N may be anything up to the plan's rows.
+pub struct DecoderFreeStep<'a, B: Backend + ?Sized> {
+    /// Input \[N,D\].
+    pub x: Mat<'a, B, B::Element>,
+    /// Weight \[H,D\].
+    pub weight: Mat<'a, B, B::Element>,
+    /// Bias \[H\].
+    pub bias: Slice<'a, B, B::Real>,
+    /// ∂L/∂W \[H,D\].
+    pub grad_weight: MatOut<'a, B, B::Real>,
+    /// ∂L/∂b \[H\].
+    pub grad_bias: SliceMut<'a, B, B::Real>,
+    /// ∂L/∂x \[N,D\], if wanted.
+    pub grad_x: Option<MatOut<'a, B, B::Real>>,
+    /// Activations \[N,H\], if wanted. A batch of several blocks is then encoded once instead of twice.
+    pub activations: Option<MatOut<'a, B, B::Element>>,
+    /// Row losses ℓ \[N\], if wanted.
+    pub row_loss: Option<SliceMut<'a, B, B::Real>>,
+}
+
+/// Losses and gradients of the decoder-free objective: a plan that owns all memory that a step needs.
+///
+/// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
+/// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
+///
+/// Memory: block·H activations and as many gradients, min(N,H)² or H² for the correlation term, the workspace.
+pub struct DecoderFree<B: Backend> {
+    backend: B,
+    config: DecoderFreeConfig,
+    block_rows: usize,
+    activations: Buffer<B, B::Element>,
+    dz: Buffer<B, B::Element>,
+    row_loss: Buffer<B, B::Real>,
+    moments: MomentBuffers<B>,
+    mean: Buffer<B, B::Real>,
+    variance: Buffer<B, B::Real>,
+    scale: Buffer<B, B::Real>,
+    offset: Buffer<B, B::Real>,
+    comoments: Buffer<B, B::Real>,
+    coupling: Buffer<B, B::Coupling>,
+    /// L_var, L_tc, L_wr.
+    terms: Buffer<B, f64>,
+    workspace: Buffer<B, f64>,
+    /// Rows of the batch that the losses are of.
+    count: u64,
+}
+
+/// Shift and sums of [`Moments`].
+struct MomentBuffers<B: Backend> {
+    shift: Buffer<B, B::Real>,
+    row_loss_sum: Buffer<B, f64>,
+    sum: Buffer<B, f64>,
+    sum_squares: Buffer<B, f64>,
+}
+
+/// How the correlation term of a batch is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Correlation {
+    None,
+    Primal,
+    Dual,
+}
+
+impl<B: Backend> DecoderFree<B> {
+    /// Makes a plan and all its memory.
+    ///
+    /// # Errors
+    /// [`Error::NoLatents`], [`Error::Configuration`], [`Error::Overflow`], and what the backend's allocation may return.
+    pub fn new(backend: B, config: DecoderFreeConfig) -> Result<Self> {
+        let Shape { rows, inputs, latents } = config.shape;
+        if latents == 0 {
+            return Err(Error::NoLatents);
+        }
+        config.objective.check()?;
+        let block_rows = config.block_rows.unwrap_or(rows).min(rows);
+        if block_rows == 0 && rows > 0 {
+            return Err(Error::Configuration { name: "block_rows", value: 0.0, requirement: "at least 1" });
+        }
+        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "the matrix of correlations" });
+        let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
+        // What can happen in `step`; the two-phase calls enlarge the buffers when first used.
+        let primal =
+            config.objective.lambda_tc != 0.0 && (block_rows < rows || !config.correlation_form.is_dual(latents, rows));
+        let dual = config.objective.lambda_tc != 0.0
+            && (config.correlation_form == Form::Dual || config.correlation_form == Form::Auto);
+        let primal_len = if primal { square(latents)? } else { 0 };
+        let dual_side = if config.correlation_form == Form::Auto { block_rows.min(latents) } else { block_rows };
+        let dual_len = if dual { square(dual_side)? } else { 0 };
+        let workspace = backend.workspace_len(Shape { rows: block_rows, inputs, latents })?;
+        Ok(Self {
+            activations: backend.alloc(block)?,
+            dz: backend.alloc(block)?,
+            row_loss: backend.alloc(rows)?,
+            moments: MomentBuffers {
+                shift: backend.alloc(latents)?,
+                row_loss_sum: backend.alloc(1)?,
+                sum: backend.alloc(latents)?,
+                sum_squares: backend.alloc(latents)?,
+            },
+            mean: backend.alloc(latents)?,
+            variance: backend.alloc(latents)?,
+            scale: backend.alloc(latents)?,
+            offset: backend.alloc(latents)?,
+            comoments: backend.alloc(primal_len)?,
+            coupling: backend.alloc(primal_len.max(dual_len))?,
+            terms: backend.alloc(3)?,
+            workspace: backend.alloc(workspace)?,
+            count: 0,
+            backend,
+            config,
+            block_rows,
+        })
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+    /// What the plan was made for.
+    pub fn config(&self) -> &DecoderFreeConfig {
+        &self.config
+    }
+
+    /// Losses and gradients of a whole batch. Gradients are overwritten.
+    ///
+    /// # Errors
+    /// [`Error::TooManyRows`], [`Error::TooFewRows`], [`Error::DualNeedsOneBlock`], and shape errors.
+    pub fn step(&mut self, mut step: DecoderFreeStep<'_, B>) -> Result<()> {
+        self.check_step(&step)?;
+        let correlation = self.check_batch(step.x.rows())?;
+        let count = step.x.rows() as u64;
+        self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
+        self.finish(count, correlation)?;
+        self.dual(step.x.rows(), step.activations.as_ref(), correlation)?;
+        let encoded = step.activations.is_some() || step.x.rows() <= self.block_rows;
+        self.second_pass(&mut step, correlation, encoded, false)?;
+        self.weight_term(step.weight, Some(step.grad_weight))
+    }
+
+    /// Losses alone, and activations and row losses if wanted.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn forward(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+        mut activations: Option<MatOut<'_, B, B::Element>>,
+        mut row_loss: Option<SliceMut<'_, B, B::Real>>,
+    ) -> Result<()> {
+        self.check_inputs(x, weight, bias)?;
+        self.check_outputs(x.rows(), activations.as_ref(), row_loss.as_ref())?;
+        let correlation = self.check_batch(x.rows())?;
+        self.first_pass(x, weight, bias, &mut activations, &mut row_loss, correlation)?;
+        self.finish(x.rows() as u64, correlation)?;
+        self.dual(x.rows(), activations.as_ref(), correlation)?;
+        self.weight_term(weight, None)
+    }
+
+    /// Losses of the last batch. Waits for the device.
+    ///
+    /// # Errors
+    /// What the backend's download may return.
+    pub fn losses(&self) -> Result<Losses> {
+        let objective = &self.config.objective;
+        let (mut lse, mut terms) = ([0.0], [0.0; 3]);
+        self.backend.download(B::Memory::slice(&self.moments.row_loss_sum), &mut lse)?;
+        self.backend.download(B::Memory::slice(&self.terms), &mut terms)?;
+        // A term without weight is neither computed nor shown.
+        let shown = |lambda: f64, value: f64| if lambda == 0.0 { 0.0 } else { value };
+        let weight = Objective { lambda_lse: 1.0, ..*objective }.row_weight(self.count);
+        let mut losses = Losses {
+            lse: shown(objective.lambda_lse, weight * lse[0]),
+            var: shown(objective.lambda_var, terms[0]),
+            tc: shown(objective.lambda_tc, terms[1]),
+            wr: shown(objective.lambda_wr, terms[2]),
+            total: 0.0,
+        };
+        losses.total = objective.lambda_lse * losses.lse
+            + objective.lambda_var * losses.var
+            + objective.lambda_tc * losses.tc
+            + objective.lambda_wr * losses.wr;
+        Ok(losses)
+    }
+
+    /// Phase 1 of a step whose rows are spread over hosts: adds these rows to `statistics`. No rows add nothing.
+    ///
+    /// Empty statistics take the mean of the first block as their shift; others keep theirs.
+    ///
+    /// # Errors
+    /// [`Error::Statistics`] if they have another width or lack comoments that the objective needs; shape errors.
+    pub fn statistics(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+        statistics: &mut Statistics,
+    ) -> Result<()> {
+        self.check_inputs(x, weight, bias)?;
+        self.check_statistics(statistics)?;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        let correlation = self.sharded_correlation()?;
+        self.first_pass(x, weight, bias, &mut None, &mut None, correlation)?;
+        let h = self.config.shape.latents;
+        let (mut row_loss_sum, mut sum, mut sum_squares) = ([0.0], vec![0.0; h], vec![0.0; h]);
+        let mut shift = vec![B::Real::from_f64(0.0); h];
+        let mut comoments = vec![B::Real::from_f64(0.0); if correlation == Correlation::Primal { h * h } else { 0 }];
+        self.backend.download(B::Memory::slice(&self.moments.row_loss_sum), &mut row_loss_sum)?;
+        self.backend.download(B::Memory::slice(&self.moments.sum), &mut sum)?;
+        self.backend.download(B::Memory::slice(&self.moments.sum_squares), &mut sum_squares)?;
+        self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
+        if correlation == Correlation::Primal {
+            self.backend.download(B::Memory::slice(&self.comoments), &mut comoments)?;
+        }
+        let shift = shift.iter().map(|c| c.to_f64()).collect();
+        statistics.add_block(x.rows() as u64, row_loss_sum[0], shift, &sum, |i, j| {
+            if comoments.is_empty() { sum_squares[i] } else { comoments[i * h + j].to_f64() }
+        });
+        Ok(())
+    }
+
+    /// Phase 2 of a step whose rows are spread over hosts: *adds* these rows' gradients, given the statistics of all rows.
+    ///
+    /// The weight-redundancy term must enter once over all hosts; `add_weight_term` says whether here. Afterwards
+    /// [`losses`](Self::losses) are those of the whole batch. `activations` and `row_loss` are written, if given.
+    ///
+    /// # Errors
+    /// [`Error::Statistics`], [`Error::TooFewRows`], and shape errors.
+    pub fn backward(
+        &mut self,
+        mut step: DecoderFreeStep<'_, B>,
+        statistics: &Statistics,
+        add_weight_term: bool,
+    ) -> Result<()> {
+        self.check_step(&step)?;
+        self.check_statistics(statistics)?;
+        let count = statistics.count();
+        if self.config.objective.needs_statistics() && count < 2 {
+            return Err(Error::TooFewRows { rows: count });
+        }
+        let correlation = self.sharded_correlation()?;
+        self.upload_statistics(statistics, correlation)?;
+        self.finish(count, correlation)?;
+        self.second_pass(&mut step, correlation, false, true)?;
+        self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
+    }
+
+    /// Statistics about the rounded mean, in the backend's buffers.
+    fn upload_statistics(&mut self, statistics: &Statistics, correlation: Correlation) -> Result<()> {
+        let h = self.config.shape.latents;
+        let mut statistics = statistics.clone();
+        let shift: Vec<B::Real> = if statistics.count() == 0 {
+            vec![B::Real::from_f64(0.0); h]
+        } else {
+            statistics.mean().into_iter().map(B::Real::from_f64).collect()
+        };
+        statistics.rebase(&shift.iter().map(|c| c.to_f64()).collect::<Vec<_>>());
+        let sum_squares: Vec<f64> = (0..h).map(|j| statistics.comoment(j, j)).collect();
+        let moments = &mut self.moments;
+        self.backend.upload(&[statistics.row_loss_sum()], B::Memory::slice_mut(&mut moments.row_loss_sum))?;
+        self.backend.upload(&shift, B::Memory::slice_mut(&mut moments.shift))?;
+        self.backend.upload(statistics.sum(), B::Memory::slice_mut(&mut moments.sum))?;
+        self.backend.upload(&sum_squares, B::Memory::slice_mut(&mut moments.sum_squares))?;
+        if correlation == Correlation::Primal {
+            let comoments: Vec<B::Real> =
+                (0..h * h).map(|at| B::Real::from_f64(statistics.comoment(at / h, at % h))).collect();
+            self.backend.upload(&comoments, B::Memory::slice_mut(&mut self.comoments))?;
+        }
+        Ok(())
+    }
+
+    fn check_inputs(
+        &self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+    ) -> Result<()> {
+        let Shape { rows, inputs, latents } = self.config.shape;
+        if x.rows() > rows {
+            return Err(Error::TooManyRows { planned: rows, found: x.rows() });
+        }
+        x.expect("x", x.rows(), inputs)?;
+        weight.expect("weight", latents, inputs)?;
+        check_len("bias", latents, B::Memory::len::<B::Real>(&bias))
+    }
+
+    fn check_outputs(
+        &self,
+        rows: usize,
+        activations: Option<&MatOut<'_, B, B::Element>>,
+        row_loss: Option<&SliceMut<'_, B, B::Real>>,
+    ) -> Result<()> {
+        if let Some(activations) = activations {
+            activations.expect("activations", rows, self.config.shape.latents)?;
+        }
+        if let Some(row_loss) = row_loss {
+            check_len("row_loss", rows, B::Memory::len_mut::<B::Real>(row_loss))?;
+        }
+        Ok(())
+    }
+
+    fn check_step(&self, step: &DecoderFreeStep<'_, B>) -> Result<()> {
+        let Shape { inputs, latents, .. } = self.config.shape;
+        self.check_inputs(step.x, step.weight, step.bias)?;
+        self.check_outputs(step.x.rows(), step.activations.as_ref(), step.row_loss.as_ref())?;
+        step.grad_weight.expect("grad_weight", latents, inputs)?;
+        check_len("grad_bias", latents, B::Memory::len_mut::<B::Real>(&step.grad_bias))?;
+        if let Some(grad_x) = &step.grad_x {
+            grad_x.expect("grad_x", step.x.rows(), inputs)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the batch can be processed, and in which form.
+    fn check_batch(&self, rows: usize) -> Result<Correlation> {
+        let DecoderFreeConfig { shape, objective, correlation_form, .. } = self.config;
+        if objective.needs_statistics() && rows < 2 {
+            return Err(Error::TooFewRows { rows: rows as u64 });
+        }
+        if objective.lambda_tc == 0.0 {
+            return Ok(Correlation::None);
+        }
+        if rows > self.block_rows {
+            return match correlation_form {
+                Form::Dual => Err(Error::DualNeedsOneBlock { rows, block_rows: self.block_rows }),
+                Form::Auto | Form::Primal => Ok(Correlation::Primal),
+            };
+        }
+        Ok(if correlation_form.is_dual(shape.latents, rows) { Correlation::Dual } else { Correlation::Primal })
+    }
+
+    fn check_statistics(&self, statistics: &Statistics) -> Result<()> {
+        let needed = Statistics::new(self.config.shape.latents, self.config.objective.lambda_tc != 0.0);
+        if statistics.latents() != needed.latents() || (needed.is_full() && !statistics.is_full()) {
+            return Err(Error::Statistics { expected: needed.kind(), found: statistics.kind() });
+        }
+        Ok(())
+    }
+
+    /// Sharded batches use the primal form, whose buffers are made when first needed.
+    fn sharded_correlation(&mut self) -> Result<Correlation> {
+        if self.config.objective.lambda_tc == 0.0 {
+            return Ok(Correlation::None);
+        }
+        let h = self.config.shape.latents;
+        let len = h.checked_mul(h).ok_or(Error::Overflow { what: "the matrix of correlations" })?;
+        if B::Memory::len(&B::Memory::slice(&self.comoments)) < len {
+            self.comoments = self.backend.alloc(len)?;
+        }
+        if B::Memory::len(&B::Memory::slice(&self.coupling)) < len {
+            self.coupling = self.backend.alloc(len)?;
+        }
+        Ok(Correlation::Primal)
+    }
+
+    /// Encodes every block and adds up row losses, moments and comoments. The shift is the first block's mean.
+    fn first_pass(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+        activations: &mut Option<MatOut<'_, B, B::Element>>,
+        row_loss: &mut Option<SliceMut<'_, B, B::Real>>,
+        correlation: Correlation,
+    ) -> Result<()> {
+        let h = self.config.shape.latents;
+        self.count = x.rows() as u64;
+        for block in blocks(x.rows(), self.block_rows) {
+            let first = block.start == 0;
+            let mut a = block_of(activations, &mut self.activations, &block, h)?;
+            let moments = &mut self.moments;
+            self.backend.encode(Encode {
+                x: x.rows_range(block.clone()),
+                weight,
+                bias: B::Memory::shorten(bias),
+                activation: self.config.activation,
+                activations: Some(a.reborrow()),
+                row_loss: Some(rows_of::<B>(row_loss, &mut self.row_loss, &block)),
+                moments: Some(Moments {
+                    shift: (!first).then_some(B::Memory::slice(&moments.shift)),
+                    accumulate: !first,
+                    row_loss_sum: B::Memory::slice_mut(&mut moments.row_loss_sum),
+                    sum: B::Memory::slice_mut(&mut moments.sum),
+                    sum_squares: B::Memory::slice_mut(&mut moments.sum_squares),
+                }),
+                workspace: B::Memory::slice_mut(&mut self.workspace),
+            })?;
+            if first {
+                self.backend.recentre(Recentre {
+                    activations: a.as_ref(),
+                    shift: B::Memory::slice_mut(&mut moments.shift),
+                    sum: B::Memory::slice_mut(&mut moments.sum),
+                    sum_squares: B::Memory::slice_mut(&mut moments.sum_squares),
+                })?;
+            }
+            if correlation == Correlation::Primal {
+                self.backend.comoments(Comoments {
+                    activations: a.as_ref(),
+                    shift: B::Memory::slice(&moments.shift),
+                    accumulate: !first,
+                    comoments: square::<B, _>(&mut self.comoments, h)?,
+                    workspace: B::Memory::slice_mut(&mut self.workspace),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Variance and correlation losses and coefficients of the batch whose sums are in the buffers.
+    fn finish(&mut self, count: u64, correlation: Correlation) -> Result<()> {
+        self.count = count;
+        if !self.config.objective.needs_statistics() {
+            return Ok(());
+        }
+        let h = self.config.shape.latents;
+        let primal = if correlation == Correlation::Primal {
+            let comoments = MatRef::new(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h)?;
+            let coupling = square::<B, _>(&mut self.coupling, h)?;
+            Some((comoments, Coupled { coupling, offset: B::Memory::slice_mut(&mut self.offset) }))
+        } else {
+            None
+        };
+        self.backend.finish_statistics(FinishStatistics {
+            count,
+            objective: self.config.objective,
+            shift: B::Memory::slice(&self.moments.shift),
+            sum: B::Memory::slice(&self.moments.sum),
+            sum_squares: B::Memory::slice(&self.moments.sum_squares),
+            primal,
+            mean: B::Memory::slice_mut(&mut self.mean),
+            variance: B::Memory::slice_mut(&mut self.variance),
+            scale: B::Memory::slice_mut(&mut self.scale),
+            losses: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 0..2),
+            workspace: B::Memory::slice_mut(&mut self.workspace),
+        })
+    }
+
+    /// The correlation term in its dual form, if that is chosen: loss, coefficients, and the product in the buffer for dZ.
+    fn dual(
+        &mut self,
+        rows: usize,
+        activations: Option<&MatOut<'_, B, B::Element>>,
+        correlation: Correlation,
+    ) -> Result<()> {
+        if correlation != Correlation::Dual {
+            return Ok(());
+        }
+        let h = self.config.shape.latents;
+        let own = B::Memory::part(B::Memory::slice(&self.activations), 0..rows * h);
+        self.backend.correlation_dual(CorrelationDual {
+            activations: match activations {
+                Some(given) => given.as_ref(),
+                None => MatRef::new(own, rows, h)?,
+            },
+            mean: B::Memory::slice(&self.mean),
+            variance: B::Memory::slice(&self.variance),
+            lambda_tc: self.config.objective.lambda_tc,
+            gram: square::<B, _>(&mut self.coupling, rows)?,
+            product: MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h), rows, h)?,
+            scale: B::Memory::slice_mut(&mut self.scale),
+            loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 1..2),
+            workspace: B::Memory::slice_mut(&mut self.workspace),
+        })
+    }
+
+    /// The backward pass, block by block, last block first: its activations are still there. Others are encoded again, unless all are
+    /// `encoded`. The first block processed overwrites the gradients, unless `accumulate`.
+    fn second_pass(
+        &mut self,
+        step: &mut DecoderFreeStep<'_, B>,
+        correlation: Correlation,
+        encoded: bool,
+        accumulate: bool,
+    ) -> Result<()> {
+        let h = self.config.shape.latents;
+        let objective = self.config.objective;
+        for block in blocks(step.x.rows(), self.block_rows).rev() {
+            let x = step.x.rows_range(block.clone());
+            let accumulate = accumulate || block.end < step.x.rows();
+            let mut a = block_of(&mut step.activations, &mut self.activations, &block, h)?;
+            let mut row_loss = rows_of::<B>(&mut step.row_loss, &mut self.row_loss, &block);
+            if !encoded {
+                self.backend.encode(Encode {
+                    x,
+                    weight: step.weight,
+                    bias: B::Memory::shorten(step.bias),
+                    activation: self.config.activation,
+                    activations: Some(a.reborrow()),
+                    row_loss: Some(B::Memory::reborrow(&mut row_loss)),
+                    moments: None,
+                    workspace: B::Memory::slice_mut(&mut self.workspace),
+                })?;
+            }
+            let mut dz: MatOut<'_, B, B::Element> = MatMut::new(
+                B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..block.len() * h),
+                block.len(),
+                h,
+            )?;
+            let statistics = objective.needs_statistics().then(|| -> Result<_> {
+                let coupling = match correlation {
+                    Correlation::None => CorrelationTerm::None,
+                    Correlation::Dual => CorrelationTerm::Dual,
+                    Correlation::Primal => CorrelationTerm::Primal {
+                        coupling: MatRef::new(B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h), h, h)?,
+                        offset: B::Memory::slice(&self.offset),
+                    },
+                };
+                let (mean, scale) = (B::Memory::slice(&self.mean), B::Memory::slice(&self.scale));
+                Ok(StatisticsTerm { mean, scale, correlation: coupling })
+            });
+            self.backend.backward_dz(BackwardDz {
+                activations: a.as_ref(),
+                activation: self.config.activation,
+                row_loss: B::Memory::as_ref(&row_loss),
+                row_weight: objective.row_weight(self.count),
+                statistics: statistics.transpose()?,
+                dz: dz.reborrow(),
+                accumulate,
+                grad_bias: B::Memory::reborrow(&mut step.grad_bias),
+                workspace: B::Memory::slice_mut(&mut self.workspace),
+            })?;
+            self.backend.product(Product {
+                layout: Layout::Tn,
+                left: dz.as_ref(),
+                right: x,
+                accumulate,
+                out: step.grad_weight.reborrow(),
+                workspace: B::Memory::slice_mut(&mut self.workspace),
+            })?;
+            if let Some(grad_x) = &mut step.grad_x {
+                self.backend.product(Product {
+                    layout: Layout::Nn,
+                    left: dz.as_ref(),
+                    right: step.weight,
+                    accumulate: false,
+                    out: grad_x.reborrow().rows_range(block),
+                    workspace: B::Memory::slice_mut(&mut self.workspace),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weight-redundancy loss and, if wanted, its gradient.
+    fn weight_term(
+        &mut self,
+        weight: Mat<'_, B, B::Element>,
+        mut grad_weight: Option<MatOut<'_, B, B::Real>>,
+    ) -> Result<()> {
+        let objective = &self.config.objective;
+        if objective.lambda_wr == 0.0 {
+            return Ok(());
+        }
+        self.backend.weight_redundancy(WeightRedundancy {
+            weight,
+            normalize: objective.normalize_weight,
+            form: self.config.weight_form,
+            lambda: objective.lambda_wr,
+            loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 2..3),
+            grad_weight: grad_weight.as_mut().map(MatMut::reborrow),
+            workspace: B::Memory::slice_mut(&mut self.workspace),
+        })
+    }
+}
+
+/// The blocks of a batch; one empty block for no rows.
+fn blocks(rows: usize, block_rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    let block_rows = block_rows.max(1);
+    (0..rows.div_ceil(block_rows).max(1)).map(move |b| b * block_rows..rows.min((b + 1) * block_rows))
+}
+
+/// A block's rows of the caller's matrix, or as many rows of our own buffer.
+fn block_of<'a, T: Element, M: Memory>(
+    given: &'a mut Option<MatMut<'_, T, M>>,
+    own: &'a mut M::Buffer<T>,
+    block: &Range<usize>,
+    cols: usize,
+) -> Result<MatMut<'a, T, M>> {
+    match given {
+        Some(given) => Ok(given.reborrow().rows_range(block.clone())),
+        None => MatMut::new(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols),
+    }
+}
+
+/// A block's part of the caller's row losses, or of ours.
+fn rows_of<'a, B: Backend>(
+    given: &'a mut Option<SliceMut<'_, B, B::Real>>,
+    own: &'a mut Buffer<B, B::Real>,
+    block: &Range<usize>,
+) -> SliceMut<'a, B, B::Real> {
+    let all = match given {
+        Some(given) => B::Memory::reborrow(given),
+        None => B::Memory::slice_mut(own),
+    };
+    B::Memory::part_mut(all, block.clone())
+}
+
+/// The first side×side elements of a buffer.
+fn square<B: Backend, T: Element>(buffer: &mut Buffer<B, T>, side: usize) -> Result<MatOut<'_, B, T>> {
+    MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..side * side), side, side)
+}

@@ -1,0 +1,141 @@
+//! Every way in which a call can fail. Each message names what was wrong and what would be right.
+
+/// Error of an operation, a model or a backend.
+///
+/// Arguments are checked before anything is written: after an error all outputs are as they were.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A matrix does not have the shape that the other arguments ask for.
+    #[error("{operand} is {found_rows}×{found_cols}, but the other arguments need {rows}×{cols}")]
+    Shape {
+        /// Name of the argument.
+        operand: &'static str,
+        /// Rows it should have.
+        rows: usize,
+        /// Columns it should have.
+        cols: usize,
+        /// Rows it has.
+        found_rows: usize,
+        /// Columns it has.
+        found_cols: usize,
+    },
+    /// A vector does not have the length that the other arguments ask for.
+    #[error("{operand} has {found} elements, but the other arguments need {expected}")]
+    Length {
+        /// Name of the argument.
+        operand: &'static str,
+        /// Elements it should have.
+        expected: usize,
+        /// Elements it has.
+        found: usize,
+    },
+    /// The row stride of a view is smaller than its number of columns, so rows would overlap.
+    #[error("row stride {row_stride} is smaller than the {cols} columns of a row; pass a stride of at least {cols}")]
+    Stride {
+        /// Distance between the starts of two rows, in elements.
+        row_stride: usize,
+        /// Columns of the view.
+        cols: usize,
+    },
+    /// A slice is too short for the view asked of it.
+    #[error("a {rows}×{cols} view with row stride {row_stride} needs {needed} elements, but the slice has {found}")]
+    ViewTooShort {
+        /// Rows of the view.
+        rows: usize,
+        /// Columns of the view.
+        cols: usize,
+        /// Distance between the starts of two rows, in elements.
+        row_stride: usize,
+        /// Elements that the view spans.
+        needed: usize,
+        /// Elements of the slice.
+        found: usize,
+    },
+    /// A product of extents does not fit in the address space.
+    #[error("{what} does not fit in usize; use smaller extents or a smaller block of rows")]
+    Overflow {
+        /// What was being computed.
+        what: &'static str,
+    },
+    /// The whole batch has too few rows for a term that uses the batch's variance.
+    #[error(
+        "the batch has {rows} row(s), but the variance and correlation terms need at least 2; \
+         use more rows or set lambda_var = lambda_tc = 0"
+    )]
+    TooFewRows {
+        /// Rows of the whole batch.
+        rows: u64,
+    },
+    /// There are no latents: the log-sum-exp over none is infinite.
+    #[error("the number of latents is 0; it must be at least 1")]
+    NoLatents,
+    /// More rows were passed than the plan was made for.
+    #[error(
+        "the batch has {found} rows, but the plan was made for at most {planned}; make a larger plan or set block_rows"
+    )]
+    TooManyRows {
+        /// Rows the plan was made for.
+        planned: usize,
+        /// Rows passed.
+        found: usize,
+    },
+    /// A number of the configuration is outside its range.
+    #[error("{name} = {value}, but it must be {requirement}")]
+    Configuration {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// Its range, in words.
+        requirement: &'static str,
+    },
+    /// The workspace is smaller than the operation needs.
+    #[error("the workspace has {found} elements, but this shape needs {needed}; size it with Backend::workspace_len")]
+    Workspace {
+        /// Elements (of `f64`) needed.
+        needed: usize,
+        /// Elements passed.
+        found: usize,
+    },
+    /// The dual form needs all rows of the batch at once.
+    #[error(
+        "the dual form needs the whole batch in one block ({block_rows} rows), but the batch has {rows}; use Form::Auto or a larger block_rows"
+    )]
+    DualNeedsOneBlock {
+        /// Rows of the batch.
+        rows: usize,
+        /// Rows of a block.
+        block_rows: usize,
+    },
+    /// Statistics of different kinds or widths cannot be merged or used.
+    #[error("statistics of {found} do not fit here, where {expected} are needed")]
+    Statistics {
+        /// What is needed.
+        expected: String,
+        /// What was passed.
+        found: String,
+    },
+    /// This processor lacks the instruction set that was asked for.
+    #[error("this processor does not have {isa}; use Isa::detect()")]
+    IsaUnavailable {
+        /// Name of the instruction set.
+        isa: &'static str,
+    },
+    /// The thread pool could not be started.
+    #[error("could not start {threads} threads: {reason}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the operating system or the build said.
+        reason: String,
+    },
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// `expected == found` or [`Error::Length`].
+pub(crate) fn check_len(operand: &'static str, expected: usize, found: usize) -> Result<()> {
+    if expected == found { Ok(()) } else { Err(Error::Length { operand, expected, found }) }
+}

@@ -1,0 +1,144 @@
+//! Batch statistics: moments, comoments, and the variance and correlation terms made of them.
+
+use super::{check_slice, check_slice_mut};
+use crate::backend::{Backend, Mat, MatOut, Slice, SliceMut};
+use crate::error::{Error, Result};
+use crate::matrix::Memory;
+use crate::objective::Objective;
+
+/// Moves a block's moments, which are about 0, to the block's mean, so that later sums about it lose nothing to cancellation.
+///
+/// ```text
+/// μ_j = sum_j/N      shift_j = round(μ_j)
+/// sum'_j = sum_j − N·shift_j      sum_squares'_j = Σ_n (a_nj − shift_j)²
+/// ```
+///
+/// Where 0 was near enough the new sum of squares follows from the old one; a column whose mean is far from 0
+/// against its deviation is summed again from `activations`. For N = 0 the shift is 0.
+pub struct Recentre<'a, B: Backend + ?Sized> {
+    /// The block \[N,H\] that the moments are of, all of it.
+    pub activations: Mat<'a, B, B::Element>,
+    /// round(μ) \[H\]; written.
+    pub shift: SliceMut<'a, B, B::Real>,
+    /// Σ a \[H\], replaced by Σ(a − shift).
+    pub sum: SliceMut<'a, B, f64>,
+    /// Σ a² \[H\], replaced by Σ(a − shift)².
+    pub sum_squares: SliceMut<'a, B, f64>,
+}
+
+impl<B: Backend + ?Sized> Recentre<'_, B> {
+    /// A column is summed again if its squared mean is more than this many times its variance: four bits are lost by then.
+    pub const LIMIT: f64 = 16.0;
+
+    /// Checks shapes and returns (N, H).
+    pub fn check(&self) -> Result<(usize, usize)> {
+        let (n, h) = (self.activations.rows(), self.activations.cols());
+        check_slice_mut::<B, _>("shift", h, &self.shift)?;
+        check_slice_mut::<B, _>("sum", h, &self.sum)?;
+        check_slice_mut::<B, _>("sum_squares", h, &self.sum_squares)?;
+        Ok((n, h))
+    }
+}
+
+/// The comoments of a block: S_ij = Σ_n (a_ni − c_i)(a_nj − c_j), for i ≤ j.
+///
+/// A symmetric product: only the upper triangle with the diagonal is computed and written; what lies below is not touched.
+pub struct Comoments<'a, B: Backend + ?Sized> {
+    /// a \[N,H\].
+    pub activations: Mat<'a, B, B::Element>,
+    /// c \[H\].
+    pub shift: Slice<'a, B, B::Real>,
+    /// Whether to add to `comoments` or to overwrite it.
+    pub accumulate: bool,
+    /// S \[H,H\].
+    pub comoments: MatOut<'a, B, B::Real>,
+    /// Scratch.
+    pub workspace: SliceMut<'a, B, f64>,
+}
+
+impl<B: Backend + ?Sized> Comoments<'_, B> {
+    /// Checks shapes and returns (N, H).
+    pub fn check(&self) -> Result<(usize, usize)> {
+        let (n, h) = (self.activations.rows(), self.activations.cols());
+        check_slice::<B, _>("shift", h, &self.shift)?;
+        self.comoments.expect("comoments", h, h)?;
+        Ok((n, h))
+    }
+}
+
+/// Turns the sums over the whole batch into the variance and correlation losses and the coefficients of their gradient.
+///
+/// ```text
+/// μ = c + sum/N      v_j = [sum_squares_j − sum_j²/N]/(N−1)      s_j = √v_j + 1e-8
+/// L_var = −Σ_j log(v_j + ε)
+/// C_ij = cov_ij/(s_i s_j)     Ĉ = offdiag(C)     q_i = Σ_j Ĉ_ij²     L_tc = Σ_i q_i
+/// M_ij = 4 λ_tc/(N−1) · Ĉ_ij/(s_i s_j)
+/// d_i = −[4 λ_tc q_i/(s_i √v_i) + 2 λ_var/(v_i + ε)]/(N−1)
+/// offset = M(μ − c')
+/// ```
+///
+/// With comoments, variances are those on their diagonal and the correlation is finished in its primal form. Without
+/// them (λ_tc = 0, or the dual form, which [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
+///
+/// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
+/// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract.
+///
+/// A dead or constant column (v = 0) has correlation 0 with all others and no 1/√v term: no 0/0 is formed.
+/// For dead columns that is what autograd of the authors' code gives.
+///
+/// Errors: [`Error::TooFewRows`] for count < 2.
+pub struct FinishStatistics<'a, B: Backend + ?Sized> {
+    /// N, rows of the whole batch.
+    pub count: u64,
+    /// Weights λ_var, λ_tc and ε.
+    pub objective: Objective,
+    /// c \[H\].
+    pub shift: Slice<'a, B, B::Real>,
+    /// Σ(a − c) \[H\].
+    pub sum: Slice<'a, B, f64>,
+    /// Σ(a − c)² \[H\].
+    pub sum_squares: Slice<'a, B, f64>,
+    /// Σ(a − c)(a − c)ᵀ \[H,H\], upper triangle, and what is made of it; not given in the dual form or for λ_tc = 0.
+    pub primal: Option<(Mat<'a, B, B::Real>, Coupled<'a, B>)>,
+    /// μ \[H\], rounded; written.
+    pub mean: SliceMut<'a, B, B::Real>,
+    /// v \[H\]; written.
+    pub variance: SliceMut<'a, B, B::Real>,
+    /// d \[H\]; written.
+    pub scale: SliceMut<'a, B, B::Real>,
+    /// (L_var, L_tc) \[2\], not weighted; written.
+    pub losses: SliceMut<'a, B, f64>,
+    /// Scratch.
+    pub workspace: SliceMut<'a, B, f64>,
+}
+
+/// The primal form's coupling of latents: M and its offset.
+pub struct Coupled<'a, B: Backend + ?Sized> {
+    /// M \[H,H\], symmetric with a zero diagonal; written.
+    pub coupling: MatOut<'a, B, B::Coupling>,
+    /// M(μ − c') \[H\]; written.
+    pub offset: SliceMut<'a, B, B::Real>,
+}
+
+impl<B: Backend + ?Sized> FinishStatistics<'_, B> {
+    /// Checks shapes and returns H.
+    pub fn check(&self) -> Result<usize> {
+        let h = B::Memory::len::<B::Real>(&self.shift);
+        if self.count < 2 {
+            return Err(Error::TooFewRows { rows: self.count });
+        }
+        self.objective.check()?;
+        check_slice::<B, _>("sum", h, &self.sum)?;
+        check_slice::<B, _>("sum_squares", h, &self.sum_squares)?;
+        if let Some((comoments, coupled)) = &self.primal {
+            comoments.expect("comoments", h, h)?;
+            coupled.coupling.expect("coupling", h, h)?;
+            check_slice_mut::<B, _>("offset", h, &coupled.offset)?;
+        }
+        check_slice_mut::<B, _>("mean", h, &self.mean)?;
+        check_slice_mut::<B, _>("variance", h, &self.variance)?;
+        check_slice_mut::<B, _>("scale", h, &self.scale)?;
+        check_slice_mut::<B, _>("losses", 2, &self.losses)?;
+        Ok(h)
+    }
+}

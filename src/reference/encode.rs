@@ -1,0 +1,55 @@
+//! [`Encode`] and [`Responsibilities`].
+
+use super::{Reference, activate, dot};
+use crate::error::Result;
+use crate::operations::{Encode, Responsibilities};
+
+pub(super) fn encode(mut args: Encode<'_, Reference>) -> Result<()> {
+    let (n, d, h) = args.check()?;
+    if let Some(moments) = &mut args.moments
+        && !moments.accumulate
+    {
+        moments.row_loss_sum.fill(0.0);
+        moments.sum.fill(0.0);
+        moments.sum_squares.fill(0.0);
+    }
+    for row in 0..n {
+        let x = args.x.row(row);
+        let a: Vec<f64> = (0..h)
+            .map(|j| activate(args.activation, args.bias[j] + dot(d, |k| x[k], |k| args.weight.row(j)[k])))
+            .collect();
+        let loss = row_loss(&a);
+        if let Some(activations) = &mut args.activations {
+            activations.row_mut(row).copy_from_slice(&a);
+        }
+        if let Some(row_loss) = &mut args.row_loss {
+            row_loss[row] = loss;
+        }
+        if let Some(moments) = &mut args.moments {
+            moments.row_loss_sum[0] += loss;
+            for j in 0..h {
+                let centred = a[j] - moments.shift.map_or(0.0, |c| c[j]);
+                moments.sum[j] += centred;
+                moments.sum_squares[j] += centred * centred;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// ℓ = −log Σ_j exp(−a_j) = m − log Σ_j exp(m − a_j), with m = min_j a_j (or 0 where that is infinite).
+fn row_loss(a: &[f64]) -> f64 {
+    let least = a.iter().copied().fold(f64::INFINITY, f64::min);
+    let shift = if least.is_finite() { least } else { 0.0 };
+    shift - a.iter().map(|a| (shift - a).exp()).sum::<f64>().ln()
+}
+
+pub(super) fn responsibilities(mut args: Responsibilities<'_, Reference>) -> Result<()> {
+    let (n, h) = args.check()?;
+    for row in 0..n {
+        for j in 0..h {
+            args.responsibilities.row_mut(row)[j] = (args.row_loss[row] - args.activations.row(row)[j]).exp();
+        }
+    }
+    Ok(())
+}
