@@ -9,9 +9,7 @@ mod common;
 use common::ops::{
     self, Backward, Correlation, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
 };
-use common::{
-    HostBackend, Place, Under, abs_nt, assert_within, reference, rng, rounded, rounding, step, uniform, z_factor,
-};
+use common::{HostBackend, Place, Under, abs_nt, assert_within, reference, rng, rounded, step, uniform, z_factor};
 use rand::RngExt;
 use sae_kernels::operations::{Layout, Recentre};
 use sae_kernels::{Activation, Form, Objective};
@@ -257,18 +255,28 @@ fn comoments<B: HostBackend>(under: &Under<B>) {
     for [n, h] in flat_shapes() {
         let a = activations::<B>([n, h], Activation::Relu);
         let mut rng = rng(n as u64);
-        let shift = real::<B>(uniform(&mut rng, h, 0.7));
+        let anywhere = real::<B>(uniform(&mut rng, h, 0.7));
+        let mean = (0..h).map(|j| (0..n).map(|row| a[row * h + j]).sum::<f64>() / n.max(1) as f64);
+        let mean = real::<B>(mean.collect());
         let before = real::<B>(uniform(&mut rng, h * h, 3.0));
-        let centred: Vec<f64> = (0..n * h).map(|at| a[at] - shift[at % h]).collect();
-        let centred = common::transposed(n, h, &centred);
-        let scale = abs_nt(h, h, n, &centred, &centred);
-        for (place, before) in [(Place::DENSE, None), (Place::STRIDED, None), (Place::STRIDED, Some(before.as_slice()))]
-        {
+        for (place, shift, before) in [
+            (Place::DENSE, &anywhere, None),
+            (Place::STRIDED, &mean, None),
+            (Place::STRIDED, &anywhere, Some(before.as_slice())),
+        ] {
             let context = format!("{}: comoments {n}×{h} {place:?} accumulate {}", under.name, before.is_some());
-            let found = ops::comoments(under, place, (n, h), &a, &shift, before);
-            let truth = ops::comoments(&reference(), place, (n, h), &a, &shift, before);
+            let centred: Vec<f64> = (0..n * h).map(|at| a[at] - shift[at % h]).collect();
+            let centred = common::transposed(n, h, &centred);
+            let scale = abs_nt(h, h, n, &centred, &centred);
+            let found = ops::comoments(under, place, (n, h), &a, shift, before);
+            let truth = ops::comoments(&reference(), place, (n, h), &a, shift, before);
             assert_within(&context, "comoments", &found, &truth, |at| {
-                under.real() * (correlation_factor(n) * scale[at] + before.map_or(0.0, |b| 2.0 * b[at].abs()))
+                // About the mean, what is off the diagonal is also within the bar of a correlation, relative to √(S_ii S_jj).
+                let deviations = (scale[at / h * (h + 1)] * scale[at % h * (h + 1)]).sqrt();
+                let correlation = shift == &mean && at / h != at % h;
+                let bar = if correlation { correlation_factor(n) * deviations } else { f64::INFINITY };
+                let before = before.map_or(0.0, |b| 2.0 * b[at].abs());
+                under.real() * ((sum_factor(n) * scale[at]).min(bar) + before)
             });
         }
     }

@@ -2,7 +2,7 @@
 //! start as NaN inside red zones, the workspace has exactly the length asked for, and everything comes back widened to `f64`.
 
 use super::{Guarded, HostBackend, Place, Under};
-use sae_kernels::operations::{self, CorrelationTerm, Coupled, Layout, Moments, StatisticsTerm};
+use sae_kernels::operations::{self, CorrelationTerm, Layout, Moments, PrimalCorrelation, StatisticsTerm};
 use sae_kernels::{Activation, Element, Form, Objective, Shape};
 
 type RealOf<B> = <B as sae_kernels::Backend>::Real;
@@ -235,8 +235,11 @@ impl Finish {
                 shift: shift.slice(),
                 sum: sum.slice(),
                 sum_squares: sum_squares.slice(),
-                primal: primal
-                    .then(|| (comoments.mat(), Coupled { coupling: coupling.mat_mut(), offset: offset.slice_mut() })),
+                primal: primal.then(|| PrimalCorrelation {
+                    comoments: comoments.mat(),
+                    coupling: coupling.mat_mut(),
+                    offset: offset.slice_mut(),
+                }),
                 mean: mean.slice_mut(),
                 variance: variance.slice_mut(),
                 scale: scale.slice_mut(),
