@@ -99,7 +99,8 @@ fn activate(activation: Activation, z: f64) -> f64 {
             }
         }
         Activation::Identity => z,
-        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p() + 0.0 * z,
+        // The second term is NaN for NaN, which the first is not.
+        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p(),
     }
 }
 
