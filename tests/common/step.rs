@@ -123,7 +123,12 @@ impl Problem {
             let (activations, row_loss) = (buffers.activations.mat_mut(), buffers.row_loss.slice_mut());
             let (x, weight, bias) = (buffers.x.mat(), buffers.weight.mat(), buffers.bias.slice());
             model.forward(x, weight, bias, Some(activations), Some(row_loss))?;
-            assert_eq!(model.losses()?, losses, "{}: losses of forward and step differ {plan:?}", under.name);
+            assert_eq!(
+                format!("{:?}", model.losses()?),
+                format!("{losses:?}"),
+                "{}: losses of forward and step differ {plan:?}",
+                under.name
+            );
         }
         Ok(buffers.outcome(&under.name, losses))
     }
