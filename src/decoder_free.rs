@@ -460,7 +460,7 @@ impl<B: Backend> DecoderFree<B> {
         }
         let h = self.config.shape.latents;
         let primal = if correlation == Correlation::Primal {
-            let comoments = MatRef::new(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h)?;
+            let comoments = MatRef::from_memory(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h, h)?;
             let coupling = square::<B, _>(&mut self.coupling, h)?;
             Some(PrimalCorrelation { comoments, coupling, offset: B::Memory::slice_mut(&mut self.offset) })
         } else {
@@ -496,13 +496,18 @@ impl<B: Backend> DecoderFree<B> {
         self.backend.correlation_dual(CorrelationDual {
             activations: match activations {
                 Some(given) => given.as_ref(),
-                None => MatRef::new(own, rows, h)?,
+                None => MatRef::from_memory(own, rows, h, h)?,
             },
             mean: B::Memory::slice(&self.mean),
             variance: B::Memory::slice(&self.variance),
             lambda_tc: self.config.objective.lambda_tc,
             gram: square::<B, _>(&mut self.coupling, rows)?,
-            product: MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h), rows, h)?,
+            product: MatMut::from_memory(
+                B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h),
+                rows,
+                h,
+                h,
+            )?,
             scale: B::Memory::slice_mut(&mut self.scale),
             loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 1..2),
             workspace: B::Memory::slice_mut(&mut self.workspace),
@@ -537,9 +542,10 @@ impl<B: Backend> DecoderFree<B> {
                     workspace: B::Memory::slice_mut(&mut self.workspace),
                 })?;
             }
-            let mut dz: MatOut<'_, B, B::Element> = MatMut::new(
+            let mut dz: MatOut<'_, B, B::Element> = MatMut::from_memory(
                 B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..block.len() * h),
                 block.len(),
+                h,
                 h,
             )?;
             let statistics = objective.needs_statistics().then(|| -> Result<_> {
@@ -547,7 +553,12 @@ impl<B: Backend> DecoderFree<B> {
                     Correlation::None => CorrelationTerm::None,
                     Correlation::Dual => CorrelationTerm::Dual,
                     Correlation::Primal => CorrelationTerm::Primal {
-                        coupling: MatRef::new(B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h), h, h)?,
+                        coupling: MatRef::from_memory(
+                            B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h),
+                            h,
+                            h,
+                            h,
+                        )?,
                         offset: B::Memory::slice(&self.offset),
                     },
                 };
@@ -624,7 +635,7 @@ fn block_of<'a, T: Element, M: Memory>(
 ) -> Result<MatMut<'a, T, M>> {
     match given {
         Some(given) => Ok(given.reborrow().rows_range(block.clone())),
-        None => MatMut::new(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols),
+        None => MatMut::from_memory(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols, cols),
     }
 }
 
@@ -643,5 +654,5 @@ fn rows_of<'a, B: Backend>(
 
 /// The first side×side elements of a buffer.
 fn square<B: Backend, T: Element>(buffer: &mut Buffer<B, T>, side: usize) -> Result<MatOut<'_, B, T>> {
-    MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..side * side), side, side)
+    MatMut::from_memory(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..side * side), side, side, side)
 }
