@@ -66,7 +66,8 @@ pub struct DecoderFreeStep<'a, B: Backend + ?Sized> {
 /// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
-/// Memory: block·H activations and as many gradients, min(N,H)² or H² for the correlation term, the workspace.
+/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² in the primal form;
+/// min(H,D)² for weight redundancy; the workspace.
 pub struct DecoderFree<B: Backend> {
     backend: B,
     config: DecoderFreeConfig,
@@ -81,6 +82,7 @@ pub struct DecoderFree<B: Backend> {
     offset: Buffer<B, B::Real>,
     comoments: Buffer<B, B::Real>,
     coupling: Buffer<B, B::Coupling>,
+    weight_gram: Buffer<B, B::Coupling>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
     workspace: Buffer<B, f64>,
@@ -119,13 +121,18 @@ impl<B: Backend> DecoderFree<B> {
         if block_rows == 0 && rows > 0 {
             return Err(Error::Configuration { name: "block_rows", value: 0.0, requirement: "at least 1" });
         }
-        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "the matrix of correlations" });
+        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "a square matrix" });
         let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
         // What can happen in `step`; the two-phase calls enlarge the buffers when first used.
         let primal =
             config.objective.lambda_tc != 0.0 && (block_rows < rows || !config.correlation_form.is_dual(latents, rows));
         let dual = config.objective.lambda_tc != 0.0
             && (config.correlation_form == Form::Dual || config.correlation_form == Form::Auto);
+        let weight_side = match (config.objective.lambda_wr != 0.0, config.weight_form.is_dual(latents, inputs)) {
+            (false, _) => 0,
+            (true, false) => latents,
+            (true, true) => inputs,
+        };
         let primal_len = if primal { square(latents)? } else { 0 };
         let dual_side = if config.correlation_form == Form::Auto { block_rows.min(latents) } else { block_rows };
         let dual_len = if dual { square(dual_side)? } else { 0 };
@@ -146,6 +153,7 @@ impl<B: Backend> DecoderFree<B> {
             offset: backend.alloc(latents)?,
             comoments: backend.alloc(primal_len)?,
             coupling: backend.alloc(primal_len.max(dual_len))?,
+            weight_gram: backend.alloc(square(weight_side)?)?,
             terms: backend.alloc(3)?,
             workspace: backend.alloc(workspace)?,
             count: 0,
@@ -608,6 +616,8 @@ impl<B: Backend> DecoderFree<B> {
         if objective.lambda_wr == 0.0 {
             return Ok(());
         }
+        let Shape { inputs, latents, .. } = self.config.shape;
+        let side = if self.config.weight_form.is_dual(latents, inputs) { inputs } else { latents };
         self.backend.weight_redundancy(WeightRedundancy {
             weight,
             normalize: objective.normalize_weight,
@@ -615,6 +625,7 @@ impl<B: Backend> DecoderFree<B> {
             lambda: objective.lambda_wr,
             loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 2..3),
             grad_weight: grad_weight.as_mut().map(MatMut::reborrow),
+            gram: square::<B, _>(&mut self.weight_gram, side)?,
             workspace: B::Memory::slice_mut(&mut self.workspace),
         })
     }

@@ -52,6 +52,7 @@ fn weight_redundancy(bench: &mut Bench, shape: Shape, threads: usize) {
     let (mut loss, mut grad_weight) = ([0.0], vec![0.0; h * d]);
     // A symmetric half product of the smaller side, then a whole one.
     let side = h.min(d);
+    let mut gram = vec![0.0; side * side];
     let work = Work::Flops(3.0 * side as f64 * (h * d) as f64);
     bench.time("backward", "weight_redundancy f32", shape, threads, work, || {
         cpu.weight_redundancy(WeightRedundancy {
@@ -61,6 +62,7 @@ fn weight_redundancy(bench: &mut Bench, shape: Shape, threads: usize) {
             lambda: 1.0,
             loss: &mut loss,
             grad_weight: Some(MatMut::new(&mut grad_weight, h, d).unwrap()),
+            gram: MatMut::new(&mut gram, side, side).unwrap(),
             workspace: &mut workspace,
         })
         .unwrap();
