@@ -595,9 +595,14 @@ fn weight_redundancy<B: HostBackend>(under: &Under<B>) {
             for place in Place::ALL {
                 check_redundancy(under, &case, place);
             }
-            let (loss, _) = case.run(under, Place::DENSE);
+            let (loss, _, gram) = case.run(under, Place::DENSE);
             let alone = Redundancy { before: None, ..case }.run(under, Place::STRIDED);
-            assert_eq!(alone, (loss, Vec::new()), "{}: weight_redundancy {h}×{d} {form:?}, loss alone", under.name);
+            assert_eq!(
+                alone,
+                (loss, Vec::new(), gram),
+                "{}: weight_redundancy {h}×{d} {form:?}, loss alone",
+                under.name
+            );
         }
     }
 }
@@ -605,8 +610,9 @@ fn weight_redundancy<B: HostBackend>(under: &Under<B>) {
 fn check_redundancy<B: HostBackend>(under: &Under<B>, case: &Redundancy, place: Place) {
     let Redundancy { h, d, ref weight, normalize, form, lambda, .. } = *case;
     let context = format!("{}: weight_redundancy {h}×{d} {form:?} normalize {normalize} {place:?}", under.name);
-    let (loss, grad) = case.run(under, place);
-    let (true_loss, truth) = Redundancy { form: Form::Primal, ..case.clone() }.run(&reference(), place);
+    let (loss, grad, found_gram) = case.run(under, place);
+    let (true_loss, truth, _) = Redundancy { form: Form::Primal, ..case.clone() }.run(&reference(), place);
+    let (.., true_gram) = case.run(&reference(), place);
     let u = under.real();
     let norm: Vec<f64> = (0..h).map(|j| weight[j * d..(j + 1) * d].iter().map(|w| w * w).sum::<f64>().sqrt()).collect();
     let divisor = |j: usize| if normalize { norm[j] + 1e-8 } else { 1.0 };
@@ -616,6 +622,9 @@ fn check_redundancy<B: HostBackend>(under: &Under<B>, case: &Redundancy, place: 
     let squares: f64 = gram.iter().map(|g| g * g).sum();
     let trace: f64 = (0..h).map(|j| gram[j * h + j]).sum();
     let factor = z_factor(d) + z_factor(h) + 16.0;
+    let columns = common::transposed(h, d, &unit);
+    let scale = if form.is_dual(h, d) { abs_nt(d, d, h, &columns, &columns) } else { gram.clone() };
+    assert_within(&context, "gram", &found_gram, &true_gram, |at| factor * u * (scale[at] + 1.0));
     assert_within(&context, "loss", &[loss], &[true_loss], |_| factor * u * (squares + 2.0 * trace + h as f64));
     let step: Vec<f64> = (0..h * d)
         .map(|at| {

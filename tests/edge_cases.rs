@@ -722,9 +722,10 @@ fn wrong_arguments_of_products<B: HostBackend>(under: &Under<B>) {
     let result = under.backend.column_sums(ColumnSums { matrix, accumulate: false, sums: sums.slice_mut(), workspace });
     assert_names(&format!("{}: column_sums", under.name), "sums", result);
     sums.assert_poisoned(&under.name, "sums");
-    for name in ["loss", "grad_weight", "grad_weight rows"] {
+    for name in ["gram", "loss", "grad_weight", "grad_weight rows"] {
         let size = |this: &str, len: usize| if name == this { len + 1 } else { len };
         let weight = ones::<B::Element>(m, n);
+        let mut gram = poisoned::<B::Coupling>(n, size("gram", n));
         let mut loss = poisoned::<f64>(1, size("loss", 1));
         let mut grad_weight = poisoned::<B::Real>(size("grad_weight rows", m), size("grad_weight", n));
         let mut scratch = common::ops::workspace(under, 0, n, m);
@@ -733,11 +734,13 @@ fn wrong_arguments_of_products<B: HostBackend>(under: &Under<B>) {
             normalize: true,
             form: Form::Auto,
             lambda: 1.0,
+            gram: gram.mat_mut(),
             loss: loss.slice_mut(),
             grad_weight: Some(grad_weight.mat_mut()),
             workspace: scratch.slice_mut(),
         });
         assert_names(&format!("{}: weight_redundancy, {name}", under.name), name, result);
+        gram.assert_poisoned(&under.name, "gram");
         loss.assert_poisoned(&under.name, "loss");
         grad_weight.assert_poisoned(&under.name, "grad_weight");
     }
@@ -1000,8 +1003,9 @@ fn with_workspace<B: HostBackend>(
         "weight_redundancy" => backend.weight_redundancy(WeightRedundancy {
             weight: weight.mat(),
             normalize: true,
-            form: Form::Auto,
+            form: Form::Primal,
             lambda: 1.0,
+            gram: mhh.mat_mut(),
             loss: one.slice_mut(),
             grad_weight: Some(hd.mat_mut()),
             workspace,

@@ -406,7 +406,7 @@ fn operations_propagate_what_is_not_finite<B: HostBackend>(under: &Under<B>) {
                         let weight = spoil(&problem.weight);
                         let case =
                             Redundancy { h, d, weight, normalize, form, lambda: 1.0, before: Some(vec![0.0; h * d]) };
-                        let (loss, _) = case.run(under, place);
+                        let (loss, ..) = case.run(under, place);
                         assert!(loss.is_nan(), "{context}: L_wr is {loss} {form:?}");
                     }
                 }

@@ -475,13 +475,15 @@ pub struct Redundancy {
 }
 
 impl Redundancy {
-    /// Returns (loss, gradient).
-    pub fn run<B: HostBackend>(&self, under: &Under<B>, place: Place) -> (f64, Vec<f64>) {
+    /// Returns (loss, gradient, Gram matrix).
+    pub fn run<B: HostBackend>(&self, under: &Under<B>, place: Place) -> (f64, Vec<f64>, Vec<f64>) {
         let Self { h, d, .. } = *self;
         let context = format!("{}: weight_redundancy {h}×{d} {:?} {place:?}", under.name, self.form);
         let weight = Guarded::<ElementOf<B>>::matrix(place, h, d, &self.weight);
         let mut grad = Guarded::<RealOf<B>>::matrix_or_poison(place, h, d, self.before.as_deref());
         let mut loss = Guarded::<f64>::vector_or_poison(place, 1, None);
+        let side = if self.form.is_dual(h, d) { d } else { h };
+        let mut gram = Guarded::<CouplingOf<B>>::poisoned(place, side, side);
         let mut scratch = workspace(under, 0, d, h);
         under
             .backend
@@ -490,13 +492,15 @@ impl Redundancy {
                 normalize: self.normalize,
                 form: self.form,
                 lambda: self.lambda,
+                gram: gram.mat_mut(),
                 loss: loss.slice_mut(),
                 grad_weight: self.before.is_some().then(|| grad.mat_mut()),
                 workspace: scratch.slice_mut(),
             })
             .unwrap_or_else(|e| panic!("{context}: {e}"));
         scratch.checked(&context, "the workspace");
-        (loss.checked(&context, "loss")[0], keep(self.before.is_some(), grad.checked(&context, "grad_weight")))
+        let grad = keep(self.before.is_some(), grad.checked(&context, "grad_weight"));
+        (loss.checked(&context, "loss")[0], grad, gram.checked(&context, "gram"))
     }
 }
 

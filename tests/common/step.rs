@@ -210,7 +210,7 @@ impl Problem {
                 lambda: objective.lambda_wr,
                 before: Some(grad_weight),
             };
-            (losses.wr, grad_weight) = redundancy.run(&reference, place);
+            (losses.wr, grad_weight, _) = redundancy.run(&reference, place);
         }
         // A term without weight is not shown.
         for (lambda, term) in [
