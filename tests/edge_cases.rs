@@ -85,7 +85,7 @@ fn one_row<B: HostBackend>(under: &Under<B>) {
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let problem = problem([1, 3, 4], Objective { reduction, ..LSE_ALONE }).rounded_for::<B>();
         let found = problem.step(under, &Plan::default()).unwrap();
-        let truth = problem.from_activations(&found.activations);
+        let truth = problem.given_activations(&found.activations);
         common::assert_within(&under.name, "grad_bias", &found.grad_bias, &truth.grad_bias, |j| {
             4.0 * under.storage(truth.grad_bias[j]) + 16.0 * under.real()
         });
@@ -171,7 +171,7 @@ fn no_inputs<B: HostBackend>(under: &Under<B>) {
                 let z = problem.bias[at % 4].max(0.0);
                 assert!((a - z).abs() <= under.storage(z), "{context}: a = {a}, b = {z}");
             }
-            let truth = problem.from_activations(&found.activations);
+            let truth = problem.given_activations(&found.activations);
             common::assert_within(&context, "grad_bias", &found.grad_bias, &truth.grad_bias, |j| {
                 8.0 * under.storage(truth.grad_bias[j]) + 64.0 * under.real()
             });

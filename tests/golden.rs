@@ -115,7 +115,7 @@ impl<'a> Yardstick<'a> {
         let mut last = self.last.borrow_mut();
         match last.as_ref() {
             Some(outcome) if outcome.activations == activations => outcome.clone(),
-            _ => last.insert(self.problem.from_activations(activations)).clone(),
+            _ => last.insert(self.problem.given_activations(activations)).clone(),
         }
     }
 }

@@ -171,7 +171,7 @@ impl Problem {
     }
 
     /// What the reference makes of given activations, for instance those that a kernel stored: its rounding of z and its mask.
-    pub fn from_activations(&self, activations: &[f64]) -> Outcome {
+    pub fn given_activations(&self, activations: &[f64]) -> Outcome {
         let Shape { rows: n, inputs: d, latents: h } = self.shape;
         let (reference, place, objective) = (reference(), Place::DENSE, self.objective);
         let row_loss: Vec<f64> = activations.chunks(h).take(n).map(row_loss).collect();
