@@ -196,7 +196,7 @@ fn empty_shards_add_nothing<B: HostBackend>(under: &Under<B>) {
 /// A host that never has rows makes a plan for none, and takes part.
 fn a_rank_without_rows<B: HostBackend>(under: &Under<B>) {
     let whole = problem([6, 3, 4], Objective { lambda_wr: 1.0, ..Objective::default() });
-    let (_, statistics) = whole.sharded(under, &Plan::default(), &[0..6]).unwrap();
+    let (_, statistics) = whole.sharded(under, &Plan::default(), &common::step::shards(&[0, 6])).unwrap();
     let empty = Problem { shape: Shape { rows: 0, ..whole.shape }, x: Vec::new(), ..whole.clone() };
     let mut model = empty.model(under, &Plan::default()).unwrap();
     let mut mine = Statistics::new(4, true);

@@ -244,6 +244,11 @@ pub fn row_loss(row: &[f64]) -> f64 {
     least - row.iter().map(|a| (least - a).exp()).sum::<f64>().ln()
 }
 
+/// The ranges between cuts.
+pub fn shards(cuts: &[usize]) -> Vec<Range<usize>> {
+    cuts.windows(2).map(|cut| cut[0]..cut[1]).collect()
+}
+
 /// A step's inputs and outputs in guarded memory.
 pub struct Buffers<B: HostBackend> {
     rows: usize,
