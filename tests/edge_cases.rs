@@ -874,8 +874,8 @@ fn assert_refused(context: &str, name: &str, result: sae_kernels::Result<()>) {
 fn too_small_a_workspace<B: HostBackend>(under: &Under<B>) {
     for [n, d, h] in [[1, 1, 1], [5, 3, 4], [70, 33, 65]] {
         let promised = under.backend.workspace_len(Shape { rows: n, inputs: d, latents: h }).unwrap();
-        for operation in 0..OPERATIONS.len() {
-            let context = format!("{}: {} {n}×{d}×{h}", under.name, OPERATIONS[operation]);
+        for operation in OPERATIONS {
+            let context = format!("{}: {} {n}×{d}×{h}", under.name, operation);
             match with_workspace(under, operation, [n, d, h], 0, &context) {
                 Ok(()) => (),
                 Err(Error::Workspace { needed, found: 0 }) => {
@@ -905,7 +905,7 @@ const OPERATIONS: [&str; 9] = [
 /// Runs an operation in a workspace of that length and, after an error, checks that its outputs are as they were.
 fn with_workspace<B: HostBackend>(
     under: &Under<B>,
-    operation: usize,
+    operation: &str,
     [n, d, h]: [usize; 3],
     len: usize,
     context: &str,
@@ -928,7 +928,7 @@ fn with_workspace<B: HostBackend>(
     let [hh, hd] = &mut matrices;
     let [mhh, mnn] = &mut coupling;
     let workspace = scratch.slice_mut();
-    let result = match OPERATIONS[operation] {
+    let result = match operation {
         "encode" => backend.encode(Encode {
             x: x.mat(),
             weight: weight.mat(),
