@@ -1035,11 +1035,15 @@ fn with_workspace<B: HostBackend>(
 }
 
 #[test]
-fn uploads_and_downloads_need_the_same_length() {
+fn buffers() {
     use sae_kernels::{Backend, Cpu, Reference};
     fn check<B: HostBackend>(backend: &B) {
         assert!(matches!(backend.upload(&[1f32; 3], &mut [0.0; 2]), Err(Error::Length { .. })));
         assert!(matches!(backend.download(&[1f32; 2], &mut [0.0; 3]), Err(Error::Length { .. })));
+        // Past isize::MAX bytes, past usize::MAX.
+        for len in [1 << 60, 1 << 61, usize::MAX] {
+            assert!(matches!(backend.alloc::<f64>(len), Err(Error::Overflow { .. })), "{len}");
+        }
         let mut buffer = backend.alloc::<f32>(5000).unwrap();
         assert!(buffer.len() == 5000 && buffer.iter().all(|v| *v == 0.0));
         backend.upload(&vec![2.0; 5000], &mut buffer).unwrap();
