@@ -462,7 +462,7 @@ impl<B: Backend> DecoderFree<B> {
         let primal = if correlation == Correlation::Primal {
             let comoments = MatRef::new(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h)?;
             let coupling = square::<B, _>(&mut self.coupling, h)?;
-            Some((comoments, Coupled { coupling, offset: B::Memory::slice_mut(&mut self.offset) }))
+            Some(PrimalCorrelation { comoments, coupling, offset: B::Memory::slice_mut(&mut self.offset) })
         } else {
             None
         };

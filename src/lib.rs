@@ -38,6 +38,7 @@
 #![warn(missing_docs)]
 
 mod backend;
+mod cpu;
 mod decoder_free;
 mod element;
 mod error;
@@ -49,6 +50,7 @@ mod standard;
 mod statistics;
 
 pub use backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
+pub use cpu::{Cpu, CpuElement, Isa};
 pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep};
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};

@@ -98,8 +98,8 @@ pub struct FinishStatistics<'a, B: Backend + ?Sized> {
     pub sum: Slice<'a, B, f64>,
     /// Σ(a − c)² \[H\].
     pub sum_squares: Slice<'a, B, f64>,
-    /// Σ(a − c)(a − c)ᵀ \[H,H\], upper triangle, and what is made of it; not given in the dual form or for λ_tc = 0.
-    pub primal: Option<(Mat<'a, B, B::Real>, Coupled<'a, B>)>,
+    /// Comoments and what is made of them; not given in the dual form or for λ_tc = 0.
+    pub primal: Option<PrimalCorrelation<'a, B>>,
     /// μ \[H\], rounded; written.
     pub mean: SliceMut<'a, B, B::Real>,
     /// v \[H\]; written.
@@ -112,8 +112,10 @@ pub struct FinishStatistics<'a, B: Backend + ?Sized> {
     pub workspace: SliceMut<'a, B, f64>,
 }
 
-/// The primal form's coupling of latents: M and its offset.
-pub struct Coupled<'a, B: Backend + ?Sized> {
+/// The correlation term in its primal form.
+pub struct PrimalCorrelation<'a, B: Backend + ?Sized> {
+    /// Σ(a − c)(a − c)ᵀ \[H,H\], upper triangle.
+    pub comoments: Mat<'a, B, B::Real>,
     /// M \[H,H\], symmetric with a zero diagonal; written.
     pub coupling: MatOut<'a, B, B::Coupling>,
     /// M(μ − c') \[H\]; written.
@@ -130,10 +132,10 @@ impl<B: Backend + ?Sized> FinishStatistics<'_, B> {
         self.objective.check()?;
         check_slice::<B, _>("sum", h, &self.sum)?;
         check_slice::<B, _>("sum_squares", h, &self.sum_squares)?;
-        if let Some((comoments, coupled)) = &self.primal {
-            comoments.expect("comoments", h, h)?;
-            coupled.coupling.expect("coupling", h, h)?;
-            check_slice_mut::<B, _>("offset", h, &coupled.offset)?;
+        if let Some(primal) = &self.primal {
+            primal.comoments.expect("comoments", h, h)?;
+            primal.coupling.expect("coupling", h, h)?;
+            check_slice_mut::<B, _>("offset", h, &primal.offset)?;
         }
         check_slice_mut::<B, _>("mean", h, &self.mean)?;
         check_slice_mut::<B, _>("variance", h, &self.variance)?;

@@ -34,7 +34,7 @@ pub(super) fn finish_statistics(args: FinishStatistics<'_, Reference>) -> Result
     let n = args.count as f64;
     for j in 0..h {
         let sum_squares = match &args.primal {
-            Some((comoments, _)) => comoments.row(j)[j],
+            Some(primal) => primal.comoments.row(j)[j],
             None => args.sum_squares[j],
         };
         args.mean[j] = args.shift[j] + args.sum[j] / n;
@@ -43,19 +43,19 @@ pub(super) fn finish_statistics(args: FinishStatistics<'_, Reference>) -> Result
     let v = &*args.variance;
     let s: Vec<f64> = v.iter().map(|v| v.sqrt() + 1e-8).collect();
     let mut q = vec![0.0; h];
-    if let Some((comoments, mut coupled)) = args.primal {
+    if let Some(mut primal) = args.primal {
         for i in 0..h {
-            coupled.offset[i] = 0.0;
+            primal.offset[i] = 0.0;
             for j in 0..h {
-                let comoment = comoments.row(i.min(j))[i.max(j)];
+                let comoment = primal.comoments.row(i.min(j))[i.max(j)];
                 let covariance = (comoment - args.sum[i] * args.sum[j] / n) / (n - 1.0);
                 let dead = v[i] == 0.0 || v[j] == 0.0;
                 let correlation = if i == j || dead { 0.0 } else { covariance / (s[i] * s[j]) };
                 let m = 4.0 * objective.lambda_tc / (n - 1.0) * correlation / (s[i] * s[j]);
                 q[i] += correlation * correlation;
-                coupled.coupling.row_mut(i)[j] = m;
+                primal.coupling.row_mut(i)[j] = m;
                 // The product is taken of a − mean, and mean is μ to the last bit but one.
-                coupled.offset[i] += m * (args.shift[j] + args.sum[j] / n - args.mean[j]);
+                primal.offset[i] += m * (args.shift[j] + args.sum[j] / n - args.mean[j]);
             }
         }
     }

@@ -1,0 +1,121 @@
+//! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with q in its epilogue. Â is made while packing and never stored.
+
+use super::gemm::{Cut, Epilogue, Gemm, Group, Tile, workspace_len as gemm_len};
+use super::memory::{Out, Scratch, f32_len};
+use super::pack::{Affine, Axis, Operand};
+use super::rows::{self, ColumnSums};
+use super::simd::{Isa, Simd, TILE_VECTORS};
+use super::symmetric::{self, Symmetric};
+use super::{Core, Cpu, CpuElement};
+use crate::error::Result;
+use crate::matrix::MatRef;
+use crate::operations::CorrelationDual;
+
+pub(super) fn workspace_len(isa: Isa, n: usize, h: usize) -> usize {
+    2 * f32_len(h)
+        + h
+        + symmetric::slots_len(isa, n)
+        + Cut::rows(isa, n).groups() * h
+        + gemm_len(isa, n, n, h).max(gemm_len(isa, n, h, n))
+}
+
+pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: CorrelationDual<'_, Cpu<E>>) -> Result<()> {
+    let (n, h) = args.check()?;
+    let isa = core.isa;
+    let mut scratch = Scratch::new(args.workspace, workspace_len(isa, n, h))?;
+    let degrees = n as f64 - 1.0;
+    let (inverse_deviation, gain, q) = (scratch.f32(h), scratch.f32(h), scratch.f64(h));
+    let factor = 4.0 * args.lambda_tc / degrees;
+    for j in 0..h {
+        let v = f64::from(args.variance[j]);
+        let inverse = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
+        inverse_deviation[j] = inverse as f32;
+        gain[j] = (factor * inverse) as f32;
+    }
+    let standardize = |axis| Affine { axis, shift: Some(args.mean), scale: Some(&*inverse_deviation) };
+
+    let squares = Symmetric {
+        operand: Operand::rows(args.activations).with(standardize(Axis::Depth)),
+        factor: (1.0 / degrees) as f32,
+        diagonal: 0.0,
+    }
+    .run(
+        core,
+        Out::new(&mut args.gram),
+        scratch.f64(symmetric::slots_len(isa, n)),
+        &mut *scratch.rest(gemm_len(isa, n, n, h)),
+    );
+
+    let slots_len = Cut::rows(isa, n).groups() * h;
+    let slots = scratch.f64(slots_len);
+    let epilogue = DualEpilogue {
+        activations: args.activations,
+        mean: args.mean,
+        inverse_deviation,
+        gain,
+        product: Out::new(&mut args.product),
+        slots: Out::dense(&mut *slots, h),
+    };
+    let right = Operand::cols(args.activations).with(standardize(Axis::Panel));
+    Gemm { left: Operand::rows(args.gram.as_ref()), right, upper: false }.run(
+        core,
+        scratch.f64(gemm_len(isa, n, h, n)),
+        &epilogue,
+    );
+    rows::fold(slots, false, q);
+
+    args.loss[0] = squares;
+    for j in 0..h {
+        let v = f64::from(args.variance[j]);
+        let inverse = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
+        let c = v * inverse * inverse;
+        let q = q[j] / degrees - c * c;
+        args.loss[0] -= c * c;
+        let through_deviation = if v == 0.0 { 0.0 } else { q * inverse / v.sqrt() };
+        args.scale[j] -= (factor * (through_deviation + c * inverse * inverse)) as f32;
+    }
+    Ok(())
+}
+
+/// g·KÂ, and the column sums of Â∘KÂ.
+struct DualEpilogue<'a, E: CpuElement> {
+    activations: MatRef<'a, E>,
+    mean: &'a [f32],
+    inverse_deviation: &'a [f32],
+    gain: &'a [f32],
+    product: Out<'a, E>,
+    slots: Out<'a, f64>,
+}
+
+impl<E: CpuElement> Epilogue for DualEpilogue<'_, E> {
+    type State = ColumnSums;
+
+    fn begin(&self, _: &Group) -> ColumnSums {
+        ColumnSums::new()
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd>(&self, s: S, state: &mut ColumnSums, group: &Group, tile: Tile<'_>) {
+        let mean = rows::load(s, &self.mean[tile.cols.clone()]);
+        let inverse = rows::load(s, &self.inverse_deviation[tile.cols.clone()]);
+        let gain = rows::load(s, &self.gain[tile.cols.clone()]);
+        let mut sums = rows::splat(s, 0.0);
+        for (i, row) in tile.rows.clone().enumerate() {
+            let mut product = rows::load(s, tile.row(i));
+            let a = rows::widen(s, &self.activations.row(row)[tile.cols.clone()]);
+            for v in 0..TILE_VECTORS {
+                let standardized = s.mul(s.sub(a[v], mean[v]), inverse[v]);
+                sums[v] = s.fma(standardized, product[v], sums[v]);
+                product[v] = s.mul(product[v], gain[v]);
+            }
+            // SAFETY: this tile's part of the row.
+            rows::narrow::<S, E>(s, unsafe { self.product.part(row, tile.cols.clone()) }, product);
+        }
+        state.add(s, tile.cols.start - group.cols.start, sums);
+    }
+
+    fn end(&self, state: ColumnSums, group: &Group) {
+        // SAFETY: these columns' slots for this group of rows are this task's.
+        unsafe { state.write(&self.slots, group.row_index, group.cols.clone()) };
+    }
+}

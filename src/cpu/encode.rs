@@ -1,0 +1,223 @@
+//! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue.
+//!
+//! A row's log-sum-exp is kept as (m, s) with Σ exp(−a) = s·exp(−m), m the least a so far: a tile's least a may lower m, which
+//! rescales s. m is kept finite, so that infinite a need no case of their own. Each group of columns leaves one (m, s) a row, and
+//! each group of rows one sum a column; they are folded in order.
+
+use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
+use super::memory::{Out, Scratch};
+use super::pack::Operand;
+use super::rows::{self, ColumnSums};
+use super::simd::{Isa, Simd, TILE_VECTORS, Task};
+use super::{Core, Cpu, CpuElement, math};
+use crate::error::Result;
+use crate::matrix::MatRef;
+use crate::objective::Activation;
+use crate::operations::{Encode, Responsibilities};
+
+pub(super) fn workspace_len(isa: Isa, n: usize, d: usize, h: usize) -> usize {
+    slots_len(isa, n, h).0 + 2 * slots_len(isa, n, h).1 + gemm_len(isa, n, h, d)
+}
+
+/// Elements of the row slots and of one set of column slots.
+fn slots_len(isa: Isa, n: usize, h: usize) -> (usize, usize) {
+    (n * 2 * Cut::cols(isa, h).groups(), Cut::rows(isa, n).groups() * h)
+}
+
+pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -> Result<()> {
+    let (n, d, h) = args.check()?;
+    let mut scratch = Scratch::new(args.workspace, workspace_len(core.isa, n, d, h))?;
+    let (row_len, col_len) = slots_len(core.isa, n, h);
+    let row_slots = scratch.f64(row_len);
+    let (sum_slots, square_slots) = (scratch.f64(col_len), scratch.f64(col_len));
+    let row_slot_len = 2 * Cut::cols(core.isa, h).groups();
+    let epilogue = EncodeEpilogue {
+        bias: args.bias,
+        activation: args.activation,
+        activations: args.activations.as_mut().map(Out::new),
+        row_slots: (args.row_loss.is_some() || args.moments.is_some())
+            .then(|| Out::dense(&mut *row_slots, row_slot_len)),
+        column_slots: args.moments.as_ref().map(|moments| ColumnSlots {
+            shift: moments.shift,
+            sum: Out::dense(&mut *sum_slots, h),
+            squares: Out::dense(&mut *square_slots, h),
+        }),
+    };
+    Gemm { left: Operand::rows(args.x), right: Operand::rows(args.weight), upper: false }.run(
+        core,
+        scratch.f64(gemm_len(core.isa, n, h, d)),
+        &epilogue,
+    );
+    if epilogue.row_slots.is_some() {
+        finish_rows(core, row_slots, row_slot_len);
+    }
+    if let Some(row_loss) = args.row_loss {
+        for (loss, slot) in row_loss.iter_mut().zip(row_slots.chunks_exact(row_slot_len)) {
+            *loss = slot[0] as f32;
+        }
+    }
+    if let Some(moments) = args.moments {
+        let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
+        moments.row_loss_sum[0] = before + row_slots.chunks_exact(row_slot_len).map(|slot| slot[0]).sum::<f64>();
+        rows::fold(sum_slots, moments.accumulate, moments.sum);
+        rows::fold(square_slots, moments.accumulate, moments.sum_squares);
+    }
+    Ok(())
+}
+
+/// Folds each row's (m, s) into ℓ = m − log s, which takes the slot's first place.
+fn finish_rows(core: &Core, slots: &mut [f64], slot_len: usize) {
+    const BLOCK: usize = 256;
+    let blocks = Out::dense(slots, slot_len);
+    let rows = blocks.rows();
+    core.threads.for_each(rows.div_ceil(BLOCK), rows * slot_len * 8, |block| {
+        for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
+            // SAFETY: each row belongs to one block.
+            let slot = unsafe { blocks.part(row, 0..slot_len) };
+            let least = slot.chunks_exact(2).map(|group| group[0]).fold(f64::INFINITY, f64::min);
+            let sum: f64 = slot.chunks_exact(2).map(|group| group[1] * (least - group[0]).exp()).sum();
+            slot[0] = least - sum.ln();
+        }
+    });
+}
+
+struct EncodeEpilogue<'a, E> {
+    bias: &'a [f32],
+    activation: Activation,
+    activations: Option<Out<'a, E>>,
+    /// (m, s) for each row and group of columns.
+    row_slots: Option<Out<'a, f64>>,
+    column_slots: Option<ColumnSlots<'a>>,
+}
+
+struct ColumnSlots<'a> {
+    shift: Option<&'a [f32]>,
+    sum: Out<'a, f64>,
+    squares: Out<'a, f64>,
+}
+
+struct EncodeState {
+    least: [f32; MAX_GROUP_ROWS],
+    exp_sum: [f64; MAX_GROUP_ROWS],
+    sum: ColumnSums,
+    squares: ColumnSums,
+}
+
+impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
+    type State = EncodeState;
+
+    fn begin(&self, _: &Group) -> EncodeState {
+        EncodeState {
+            least: [f32::MAX; MAX_GROUP_ROWS],
+            exp_sum: [0.0; MAX_GROUP_ROWS],
+            sum: ColumnSums::new(),
+            squares: ColumnSums::new(),
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd>(&self, s: S, state: &mut EncodeState, group: &Group, tile: Tile<'_>) {
+        let cols = tile.cols.len();
+        let bias = rows::load(s, &self.bias[tile.cols.clone()]);
+        let shift = match &self.column_slots {
+            Some(ColumnSlots { shift: Some(shift), .. }) => rows::load(s, &shift[tile.cols.clone()]),
+            _ => rows::splat(s, 0.0),
+        };
+        let (mut sums, mut squares) = (rows::splat(s, 0.0), rows::splat(s, 0.0));
+        for (i, row) in tile.rows.clone().enumerate() {
+            let z = rows::load(s, tile.row(i));
+            let mut a = [s.add(z[0], bias[0]), s.add(z[1], bias[1])];
+            for a in &mut a {
+                *a = match self.activation {
+                    Activation::Relu => s.max(s.splat(0.0), *a),
+                    Activation::Identity => *a,
+                    Activation::Softplus => math::softplus(s, *a),
+                };
+            }
+            a = match &self.activations {
+                // SAFETY: this tile's part of the row.
+                Some(out) => rows::narrow::<S, E>(s, unsafe { out.part(row, tile.cols.clone()) }, a),
+                None => rows::round::<S, E>(s, a, cols),
+            };
+            if self.column_slots.is_some() {
+                for v in 0..TILE_VECTORS {
+                    let centred = s.sub(a[v], shift[v]);
+                    sums[v] = s.add(sums[v], centred);
+                    squares[v] = s.fma(centred, centred, squares[v]);
+                }
+            }
+            if self.row_slots.is_some() {
+                let infinity = s.splat(f32::INFINITY);
+                let a =
+                    [s.first_lanes(cols, a[0], infinity), s.first_lanes(cols.saturating_sub(S::LANES), a[1], infinity)];
+                let at = row - group.rows.start;
+                let before = state.least[at];
+                let least = before.min(s.horizontal_min(s.min(a[0], a[1]))).max(-f32::MAX);
+                if least < before {
+                    state.exp_sum[at] *= f64::from(least - before).exp();
+                    state.least[at] = least;
+                }
+                let least = s.splat(least);
+                let e = s.add(math::exp(s, s.sub(least, a[0])), math::exp(s, s.sub(least, a[1])));
+                state.exp_sum[at] += f64::from(s.horizontal_sum(e));
+            }
+        }
+        let col = tile.cols.start - group.cols.start;
+        if self.column_slots.is_some() {
+            state.sum.add(s, col, sums);
+            state.squares.add(s, col, squares);
+        }
+    }
+
+    fn end(&self, state: EncodeState, group: &Group) {
+        if let Some(slots) = &self.row_slots {
+            let at = 2 * group.col_index;
+            for (i, row) in group.rows.clone().enumerate() {
+                // SAFETY: these rows' slots for this group of columns are this task's.
+                let slot = unsafe { slots.part(row, at..at + 2) };
+                slot.copy_from_slice(&[f64::from(state.least[i]), state.exp_sum[i]]);
+            }
+        }
+        if let Some(slots) = &self.column_slots {
+            // SAFETY: these columns' slots for this group of rows are this task's.
+            unsafe {
+                state.sum.write(&slots.sum, group.row_index, group.cols.clone());
+                state.squares.write(&slots.squares, group.row_index, group.cols.clone());
+            }
+        }
+    }
+}
+
+pub(super) fn responsibilities<E: CpuElement>(core: &Core, mut args: Responsibilities<'_, Cpu<E>>) -> Result<()> {
+    const BLOCK: usize = 16;
+    let (n, h) = args.check()?;
+    let out = Out::new(&mut args.responsibilities);
+    core.threads.for_each(n.div_ceil(BLOCK), n * h * 16, |block| {
+        for row in block * BLOCK..n.min((block + 1) * BLOCK) {
+            // SAFETY: each row belongs to one block.
+            let out = unsafe { out.part(row, 0..h) };
+            core.isa.run(ResponsibilityRow { activations: args.activations, row, loss: args.row_loss[row], out });
+        }
+    });
+    Ok(())
+}
+
+struct ResponsibilityRow<'a, E: CpuElement> {
+    activations: MatRef<'a, E>,
+    row: usize,
+    loss: f32,
+    out: &'a mut [f32],
+}
+
+impl<E: CpuElement> Task for ResponsibilityRow<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = TILE_VECTORS * S::LANES;
+        for (a, r) in self.activations.row(self.row).chunks(width).zip(self.out.chunks_mut(width)) {
+            let a = rows::widen(s, a);
+            let loss = s.splat(self.loss);
+            rows::store(s, r, [math::exp(s, s.sub(loss, a[0])), math::exp(s, s.sub(loss, a[1]))]);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The CPU backend: hand-written SIMD kernels, chosen once at run time, and threads.
+//!
+//! One product (`gemm`) carries all families; an operation is an epilogue on it. Storage is `f32`, `bf16` or `f16`, widened while
+//! packing; arithmetic is `f32`, sums over many rows or tiles are `f64`.
+
+mod backward;
+mod decode;
+mod dual;
+mod encode;
+mod gemm;
+mod math;
+mod memory;
+mod optimizer;
+mod pack;
+mod parallel;
+mod product;
+mod redundancy;
+mod rows;
+mod simd;
+mod statistics;
+mod symmetric;
+
+pub use simd::Isa;
+
+use crate::backend::{Backend, Shape};
+use crate::element::{Element, bf16, f16};
+use crate::error::{Error, Result, check_len};
+use crate::matrix::Host;
+use crate::operations::*;
+use parallel::Threads;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// Storage types of the CPU backend.
+pub trait CpuElement: Element {
+    /// The slice itself, if it holds `f32`.
+    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+    /// The slice itself, if it holds `f32`.
+    fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
+}
+
+impl CpuElement for f32 {
+    #[inline(always)]
+    fn as_f32(slice: &[f32]) -> Option<&[f32]> {
+        Some(slice)
+    }
+    #[inline(always)]
+    fn as_f32_mut(slice: &mut [f32]) -> Option<&mut [f32]> {
+        Some(slice)
+    }
+}
+impl CpuElement for bf16 {
+    #[inline(always)]
+    fn as_f32(_: &[bf16]) -> Option<&[f32]> {
+        None
+    }
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
+        None
+    }
+}
+impl CpuElement for f16 {
+    #[inline(always)]
+    fn as_f32(_: &[f16]) -> Option<&[f32]> {
+        None
+    }
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [f16]) -> Option<&mut [f32]> {
+        None
+    }
+}
+
+/// The CPU backend with storage type `E`: `f32`, `bf16` or `f16`.
+///
+/// Results are bitwise the same for any number of threads, but differ (within the bounds) between instruction sets.
+#[derive(Clone)]
+pub struct Cpu<E: CpuElement = f32> {
+    core: Core,
+    element: PhantomData<E>,
+}
+
+/// What kernels need to know of the machine.
+#[derive(Clone)]
+pub(crate) struct Core {
+    isa: Isa,
+    threads: Threads,
+}
+
+impl<E: CpuElement> Cpu<E> {
+    /// The best instruction set of this processor and rayon's current thread pool.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn new() -> Result<Self> {
+        Ok(Self { core: Core { isa: Isa::detect(), threads: Threads::current() }, element: PhantomData })
+    }
+
+    /// A given instruction set, and `threads` threads of its own (1: the calling thread alone).
+    ///
+    /// # Errors
+    /// [`Error::IsaUnavailable`], [`Error::Threads`].
+    pub fn with(isa: Isa, threads: usize) -> Result<Self> {
+        Ok(Self { core: Core { isa: isa.check()?, threads: Threads::new(threads)? }, element: PhantomData })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.core.isa
+    }
+
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.core.threads.count()
+    }
+}
+
+impl<E: CpuElement> fmt::Debug for Cpu<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu<{}>({}, {} threads)", E::NAME, self.isa().name(), self.threads())
+    }
+}
+
+impl<E: CpuElement> Backend for Cpu<E> {
+    type Memory = Host;
+    type Element = E;
+    type Real = f32;
+    type Coupling = f32;
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
+        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(Error::Overflow { what: "the size of a buffer" });
+        }
+        let mut buffer = vec![T::zeroed(); len];
+        // A zeroed vector's pages are mapped when first written, at a fraction of the memory's speed: do it now, not in a hot call.
+        for element in buffer.iter_mut().step_by(4096 / size_of::<T>()) {
+            *std::hint::black_box(element) = T::zeroed();
+        }
+        Ok(buffer)
+    }
+    fn upload<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
+        check_len("target", source.len(), target.len())?;
+        target.copy_from_slice(source);
+        Ok(())
+    }
+    fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
+        self.upload(source, target)
+    }
+    fn workspace_len(&self, shape: Shape) -> Result<usize> {
+        let Shape { rows: n, inputs: d, latents: h } = shape;
+        let isa = self.core.isa;
+        for (one, other) in [(n, d), (n, h), (h, d), (h, h)] {
+            if one.checked_mul(other).and_then(|len| len.checked_mul(64)).is_none() {
+                return Err(Error::Overflow { what: "the workspace" });
+            }
+        }
+        Ok([
+            encode::workspace_len(isa, n, d, h),
+            statistics::comoments_workspace_len(isa, n, h),
+            statistics::finish_workspace_len(h),
+            dual::workspace_len(isa, n, h),
+            backward::workspace_len(isa, n, h),
+            product::workspace_len(isa, n, d, h),
+            product::column_sums_workspace_len(n, d.max(h)),
+            redundancy::workspace_len(isa, h, d),
+            decode::workspace_len(isa, n, d, h),
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or(0))
+    }
+
+    fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
+        encode::encode(&self.core, args)
+    }
+    fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
+        encode::responsibilities(&self.core, args)
+    }
+    fn recentre(&self, args: Recentre<'_, Self>) -> Result<()> {
+        statistics::recentre(&self.core, args)
+    }
+    fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
+        statistics::comoments(&self.core, args)
+    }
+    fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
+        statistics::finish_statistics(&self.core, args)
+    }
+    fn correlation_dual(&self, args: CorrelationDual<'_, Self>) -> Result<()> {
+        dual::correlation_dual(&self.core, args)
+    }
+    fn backward_dz(&self, args: BackwardDz<'_, Self>) -> Result<()> {
+        backward::backward_dz(&self.core, args)
+    }
+    fn product(&self, args: Product<'_, Self>) -> Result<()> {
+        product::product(&self.core, args)
+    }
+    fn column_sums(&self, args: ColumnSums<'_, Self>) -> Result<()> {
+        product::column_sums(&self.core, args)
+    }
+    fn weight_redundancy(&self, args: WeightRedundancy<'_, Self>) -> Result<()> {
+        redundancy::weight_redundancy(&self.core, args)
+    }
+    fn decode(&self, args: Decode<'_, Self>) -> Result<()> {
+        decode::decode(&self.core, args)
+    }
+    fn decode_backward(&self, args: DecodeBackward<'_, Self>) -> Result<()> {
+        decode::decode_backward(&self.core, args)
+    }
+    fn sgd(&self, args: Sgd<'_, Self>) -> Result<()> {
+        optimizer::sgd(&self.core, args)
+    }
+    fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
+        optimizer::adam(&self.core, args)
+    }
+}

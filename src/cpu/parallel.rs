@@ -1,0 +1,73 @@
+//! Threads. What is computed never depends on them: they only share out tasks that are cut by shape alone.
+
+use crate::error::{Error, Result};
+#[cfg(feature = "rayon")]
+use rayon::prelude::*;
+#[cfg(feature = "rayon")]
+use std::sync::Arc;
+
+/// Work, in multiply-adds, below which waking other threads costs more than it gives (about 50 µs).
+const SPREAD: usize = 3_000_000;
+
+/// Who runs the tasks.
+#[derive(Clone)]
+pub(crate) enum Threads {
+    /// The calling thread.
+    One,
+    /// rayon's current pool.
+    #[cfg(feature = "rayon")]
+    Current,
+    /// A pool of our own.
+    #[cfg(feature = "rayon")]
+    Pool(Arc<rayon::ThreadPool>),
+}
+
+impl Threads {
+    /// The pool that the program already uses, if any threads are built in.
+    pub(crate) fn current() -> Self {
+        #[cfg(feature = "rayon")]
+        return Threads::Current;
+        #[cfg(not(feature = "rayon"))]
+        Threads::One
+    }
+
+    /// A pool of `threads` threads.
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        match threads {
+            0 => Err(Error::Threads { threads, reason: "at least one is needed".into() }),
+            1 => Ok(Threads::One),
+            #[cfg(feature = "rayon")]
+            _ => match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+                Ok(pool) => Ok(Threads::Pool(Arc::new(pool))),
+                Err(error) => Err(Error::Threads { threads, reason: error.to_string() }),
+            },
+            #[cfg(not(feature = "rayon"))]
+            _ => Err(Error::Threads { threads, reason: "this build lacks the feature `rayon`".into() }),
+        }
+    }
+
+    /// How many threads share the work.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Threads::One => 1,
+            #[cfg(feature = "rayon")]
+            Threads::Current => rayon::current_num_threads(),
+            #[cfg(feature = "rayon")]
+            Threads::Pool(pool) => pool.current_num_threads(),
+        }
+    }
+
+    /// Calls `task` for 0 … tasks − 1, on other threads too if `work` (in multiply-adds) is worth it.
+    pub(crate) fn for_each(&self, tasks: usize, work: usize, task: impl Fn(usize) + Send + Sync) {
+        if tasks < 2 || work < SPREAD || self.count() < 2 {
+            return (0..tasks).for_each(task);
+        }
+        match self {
+            Threads::One => (0..tasks).for_each(task),
+            #[cfg(feature = "rayon")]
+            Threads::Current => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+            #[cfg(feature = "rayon")]
+            Threads::Pool(pool) => pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(task)),
+        }
+    }
+}
