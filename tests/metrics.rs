@@ -5,7 +5,7 @@ mod common;
 
 use common::lbfgs;
 use common::matmul::{Operand, matmul};
-use common::metrics::{decoder_mse, dead_units, l0, normalised_reconstruction_mse, redundancy, responsibility_entropy};
+use common::metrics::{dead_units, decoder_mse, l0, normalised_reconstruction_mse, redundancy, responsibility_entropy};
 use common::probe::{Labelled, probe};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};

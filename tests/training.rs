@@ -19,8 +19,7 @@ fn rows(rows: usize) -> Vec<f32> {
     (0..rows * INPUTS).map(|_| rng.random()).collect()
 }
 
-const DECODER_FREE: Model =
-    Model::DecoderFree { lambda_lse: 1.0, lambda_var: 1.0, lambda_tc: 1.0, lambda_wr: 0.5 };
+const DECODER_FREE: Model = Model::DecoderFree { lambda_lse: 1.0, lambda_var: 1.0, lambda_tc: 1.0, lambda_wr: 0.5 };
 const STANDARD: Model = Model::Standard { lambda_l1: 0.01 };
 
 fn settings(model: Model, optimizer: Optimizer) -> Settings {
@@ -155,14 +154,15 @@ fn evaluation_of_either_model() {
     let x = rows(60);
     let labels: Vec<u8> = x.chunks(INPUTS).map(|row| u8::from(row[0] > 0.5)).collect();
     let part = Part { rows: 60, x: x.clone(), labels: Some(labels) };
-    let data =
-        Dataset { source: String::new(), inputs: INPUTS, image: None, train: part.clone(), test: part.clone() };
+    let data = Dataset { source: String::new(), inputs: INPUTS, image: None, train: part.clone(), test: part.clone() };
     for model in [DECODER_FREE, STANDARD] {
         let trainer = trained(&settings(model, ADAM), &x, 60);
         let found = evaluate(&trainer, &data).unwrap();
         let metrics = &found.metrics;
         assert_eq!(metrics.dead_units, found.variance.iter().filter(|v| **v < 0.01).count());
-        assert!((0.0..=4.0).contains(&metrics.l0) && (0.0..=4f64.ln() + 1e-6).contains(&metrics.responsibility_entropy));
+        assert!(
+            (0.0..=4.0).contains(&metrics.l0) && (0.0..=4f64.ln() + 1e-6).contains(&metrics.responsibility_entropy)
+        );
         assert!(metrics.probe_accuracy.unwrap() > 0.6, "{metrics:?}");
         assert!((0.0..1.0).contains(&metrics.reconstruction_mse) && metrics.redundancy >= 0.0, "{metrics:?}");
         // No labels, no probe; and the test set's rows come in any number.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use sae_kernels::{Backend, Reference};
+use sae_kernels::{Backend, Cpu, CpuElement, Isa, Reference, bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// A backend.
@@ -50,11 +50,21 @@ impl Device {
         }
     }
 
-    /// Runs a job there on `threads` threads.
+    /// Runs a job there; `threads` is of the CPU.
     pub fn run<J: Job>(self, storage: Storage, threads: usize, job: J) -> Result<J::Output> {
         match (self, storage) {
+            (Device::Cpu, Storage::F32) => job.run(cpu::<f32>(threads)?),
+            (Device::Cpu, Storage::Bf16) => job.run(cpu::<bf16>(threads)?),
+            (Device::Cpu, Storage::F16) => job.run(cpu::<f16>(threads)?),
             (Device::Reference, Storage::F64) => job.run(Reference),
-            _ => bail!("no such backend yet: {threads} threads"),
+            (Device::Cpu, Storage::F64) | (Device::Reference, _) => {
+                bail!("{self:?} does not compute in {storage:?}; use the device that the checkpoint was written on")
+            }
         }
     }
+}
+
+/// The best instructions of this processor, on `threads` threads.
+fn cpu<E: CpuElement>(threads: usize) -> Result<Cpu<E>> {
+    Ok(Cpu::with(Isa::detect(), threads)?)
 }

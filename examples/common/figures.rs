@@ -18,6 +18,13 @@ const RED: [f64; 3] = [178.0, 24.0, 43.0];
 const SERIES: [RGBColor; 4] =
     [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 
+/// Diagrams are drawn so many times larger and then reduced: that smooths lines and spaces letters well.
+const FINE: u32 = 2;
+/// Letters of titles, labels and legends, and a line's width, in pixels of the drawing.
+const TITLE: u32 = 20 * FINE;
+const LABEL: u32 = 14 * FINE;
+const LINE: u32 = 2 * FINE;
+
 /// An RGB picture.
 struct Picture {
     width: u32,
@@ -44,20 +51,34 @@ impl Picture {
         files::write(path, &png.into_inner())
     }
 
-    /// Draws with plotters.
+    /// Draws with plotters on an area of [`FINE`] times the extents.
     fn draw(
         width: u32,
         height: u32,
         draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
     ) -> Result<Self> {
         load_font()?;
-        let mut picture = Self::white(width, height);
+        let mut fine = Self::white(FINE * width, FINE * height);
         {
-            let area = BitMapBackend::with_buffer(&mut picture.pixels, (width, height)).into_drawing_area();
+            let area = BitMapBackend::with_buffer(&mut fine.pixels, (fine.width, fine.height)).into_drawing_area();
             draw(&area)?;
             area.present().map_err(|e| anyhow!("cannot draw: {e}"))?;
         }
-        Ok(picture)
+        Ok(fine.reduced())
+    }
+
+    /// Each pixel is the mean of [`FINE`] × [`FINE`].
+    fn reduced(&self) -> Self {
+        let fine = FINE as usize;
+        let mut picture = Self::white(self.width / FINE, self.height / FINE);
+        let width = picture.width as usize;
+        for (at, value) in picture.pixels.iter_mut().enumerate() {
+            let (x, y, channel) = (at / 3 % width, at / 3 / width, at % 3);
+            let pixel = |i| ((fine * y + i / fine) * self.width as usize + fine * x + i % fine) * 3 + channel;
+            let sum: usize = (0..fine * fine).map(|i| usize::from(self.pixels[pixel(i)])).sum();
+            *value = (sum / (fine * fine)) as u8;
+        }
+        picture
     }
 }
 
@@ -129,6 +150,27 @@ pub fn losses(path: &Path, terms: &[&str], history: &[Vec<f64>]) -> Result<()> {
     picture.write(path)
 }
 
+/// A loss term in words.
+fn title(term: &str) -> String {
+    let words = match term {
+        "lse" => "log-sum-exp",
+        "var" => "variance",
+        "tc" => "correlation",
+        "wr" => "weight redundancy",
+        "mse" => "mean squared error",
+        "total" => return "total loss".to_owned(),
+        other => return other.to_owned(),
+    };
+    format!("{words} ({term})")
+}
+
+/// A number of an axis: as many decimals as it needs, at most four.
+fn number(value: &f64) -> String {
+    let text = format!("{value:.4}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.replace('-', "−") }
+}
+
 /// A curve over the epochs, counted from 1.
 fn curve<D: DrawingBackend>(
     area: &DrawingArea<D, Shift>,
@@ -137,27 +179,28 @@ fn curve<D: DrawingBackend>(
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
     let epochs = values.len().max(2) as f64;
     let mut chart = ChartBuilder::on(area)
-        .caption(name, ("sans-serif", 22))
-        .margin(14)
-        .x_label_area_size(42)
-        .y_label_area_size(72)
+        .caption(title(name), ("sans-serif", TITLE))
+        .margin(12 * FINE)
+        .x_label_area_size(40 * FINE)
+        .y_label_area_size(64 * FINE)
         .build_cartesian_2d(1.0..epochs, span(values.iter().copied()))?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.12))
         .axis_style(BLACK.mix(0.6))
-        .label_style(("sans-serif", 15))
+        .label_style(("sans-serif", LABEL))
         .x_desc("epoch")
         .x_label_formatter(&|epoch| format!("{epoch:.0}"))
+        .y_label_formatter(&number)
         .x_labels(values.len().clamp(2, 8))
         .y_labels(6)
         .draw()?;
     let points = values.iter().enumerate().map(|(epoch, value)| (epoch as f64 + 1.0, *value));
-    chart.draw_series(LineSeries::new(points.clone(), SERIES[0].stroke_width(3)))?;
+    chart.draw_series(LineSeries::new(points.clone(), SERIES[0].stroke_width(LINE)))?;
     // A curve of one epoch has no line.
     if values.len() < 3 {
-        chart.draw_series(points.map(|point| Circle::new(point, 4, SERIES[0].filled())))?;
+        chart.draw_series(points.map(|point| Circle::new(point, 3 * FINE, SERIES[0].filled())))?;
     }
     Ok(())
 }
@@ -226,10 +269,10 @@ fn point_panel<D: DrawingBackend>(
     let vertical = span(all.flat_map(|p| [p.mean - p.deviation, p.mean + p.deviation]));
     let right = panel.places.len() as f64 - 0.5;
     let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, ("sans-serif", 22))
-        .margin(14)
-        .x_label_area_size(46)
-        .y_label_area_size(72)
+        .caption(&panel.title, ("sans-serif", TITLE))
+        .margin(12 * FINE)
+        .x_label_area_size(44 * FINE)
+        .y_label_area_size(64 * FINE)
         .build_cartesian_2d(-0.5..right, vertical)?;
     // The axis has labels at multiples of a half; those between places are left empty.
     let place = |at: &f64| {
@@ -241,10 +284,11 @@ fn point_panel<D: DrawingBackend>(
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.12))
         .axis_style(BLACK.mix(0.6))
-        .label_style(("sans-serif", 15))
+        .label_style(("sans-serif", LABEL))
         .x_desc(&panel.horizontal)
         .disable_x_mesh()
         .x_label_formatter(&place)
+        .y_label_formatter(&number)
         .x_labels(2 * panel.places.len() + 2)
         .y_labels(8)
         .draw()?;
@@ -255,19 +299,26 @@ fn point_panel<D: DrawingBackend>(
         }
         let ink = SERIES[colour];
         let bars = series.points.iter().map(|p| {
-            ErrorBar::new_vertical(p.at, p.mean - p.deviation, p.mean, p.mean + p.deviation, ink.stroke_width(2), 10)
+            ErrorBar::new_vertical(
+                p.at,
+                p.mean - p.deviation,
+                p.mean,
+                p.mean + p.deviation,
+                ink.stroke_width(LINE),
+                8 * FINE,
+            )
         });
         chart.draw_series(bars)?;
-        let style = if series.published { ink.stroke_width(2) } else { ink.filled() };
-        let size = if series.published { 7 } else { 5 };
+        let style = if series.published { ink.stroke_width(LINE) } else { ink.filled() };
+        let size = FINE * if series.published { 6 } else { 4 };
         chart
             .draw_series(series.points.iter().map(|p| Circle::new((p.at, p.mean), size, style)))?
             .label(&series.name)
-            .legend(move |(x, y)| Circle::new((x + 10, y), size, style));
+            .legend(move |(x, y)| Circle::new((x + 10 * FINE as i32, y), size, style));
     }
     chart
         .configure_series_labels()
-        .label_font(("sans-serif", 15))
+        .label_font(("sans-serif", LABEL))
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.2))
         .draw()

@@ -159,7 +159,7 @@ fn report<B: Backend + Clone>(
     let measures = &evaluation.metrics;
     let latents = run.settings.latents;
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(["measure", "value", "on"]);
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(["measure", "value", "on"]);
     let mut row = |name: &str, value: String, on: &str| {
         table.add_row([name, &value, on]);
     };

@@ -26,7 +26,7 @@ pub struct Options {
     #[arg(long, value_name = "H")]
     latents: Option<usize>,
     /// Passes over the training set, in total: a resumed run counts those already done
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 50)]
     epochs: u64,
     /// Rows in a batch [default: 128]
     #[arg(long, value_name = "ROWS")]
