@@ -5,6 +5,7 @@ use super::trainer::Settings;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -36,6 +37,19 @@ pub struct StoredTensor {
     pub values: Vec<f64>,
 }
 
+/// Name of the metadata entry.
+const ENTRY: &str = "training";
+
+/// What is in the metadata, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Training {
+    settings: Settings,
+    real: String,
+    epoch: u64,
+    step: u64,
+    history: Vec<Vec<f64>>,
+}
+
 impl Checkpoint {
     /// Values of the tensor of that name, which must have that shape.
     pub fn values(&self, name: &str, shape: [usize; 2]) -> Result<&[f64]> {
@@ -58,13 +72,15 @@ impl Checkpoint {
             .iter()
             .map(|(tensor, bytes)| Ok((&tensor.name, TensorView::new(dtype, tensor.shape.to_vec(), bytes)?)))
             .collect::<Result<Vec<_>>>()?;
-        let metadata = HashMap::from([
-            ("settings".to_owned(), serde_json::to_string(&self.settings)?),
-            ("real".to_owned(), self.real.clone()),
-            ("epoch".to_owned(), self.epoch.to_string()),
-            ("step".to_owned(), self.step.to_string()),
-            ("history".to_owned(), serde_json::to_string(&self.history)?),
-        ]);
+        let training = Training {
+            settings: self.settings.clone(),
+            real: self.real.clone(),
+            epoch: self.epoch,
+            step: self.step,
+            history: self.history.clone(),
+        };
+        // One entry: the order of several would change from file to file.
+        let metadata = HashMap::from([(ENTRY.to_owned(), serde_json::to_string(&training)?)]);
         files::write(path, &safetensors::serialize(views, Some(metadata))?)
     }
 
@@ -77,8 +93,8 @@ impl Checkpoint {
     fn parse(bytes: &[u8]) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let metadata = header.metadata().as_ref().context("it has no metadata")?;
-        let entry = |name: &str| metadata.get(name).with_context(|| format!("its metadata lacks \"{name}\""));
-        let real = entry("real")?.clone();
+        let training = metadata.get(ENTRY).with_context(|| format!("its metadata lacks \"{ENTRY}\""))?;
+        let Training { settings, real, epoch, step, history } = serde_json::from_str(training)?;
         let dtype = dtype(&real)?;
         let tensors = SafeTensors::deserialize(bytes)?
             .iter()
@@ -88,14 +104,7 @@ impl Checkpoint {
                 Ok(StoredTensor { name: name.to_owned(), shape, values: from_bytes(view.data(), dtype) })
             })
             .collect::<Result<_>>()?;
-        Ok(Self {
-            settings: serde_json::from_str(entry("settings")?)?,
-            real,
-            epoch: entry("epoch")?.parse()?,
-            step: entry("step")?.parse()?,
-            history: serde_json::from_str(entry("history")?)?,
-            tensors,
-        })
+        Ok(Self { settings, real, epoch, step, history, tensors })
     }
 }
 

@@ -31,9 +31,9 @@ pub enum Storage {
 }
 
 /// Work that runs on any backend.
-pub trait Job {
+pub trait Job: Send {
     /// Result of the work.
-    type Output;
+    type Output: Send;
     /// Does it.
     fn run<B: Backend + Clone>(self, backend: B) -> Result<Self::Output>;
 }
@@ -53,9 +53,9 @@ impl Device {
     /// Runs a job there; `threads` is of the CPU.
     pub fn run<J: Job>(self, storage: Storage, threads: usize, job: J) -> Result<J::Output> {
         match (self, storage) {
-            (Device::Cpu, Storage::F32) => job.run(cpu::<f32>(threads)?),
-            (Device::Cpu, Storage::Bf16) => job.run(cpu::<bf16>(threads)?),
-            (Device::Cpu, Storage::F16) => job.run(cpu::<f16>(threads)?),
+            (Device::Cpu, Storage::F32) => on_cpu::<f32, J>(threads, job),
+            (Device::Cpu, Storage::Bf16) => on_cpu::<bf16, J>(threads, job),
+            (Device::Cpu, Storage::F16) => on_cpu::<f16, J>(threads, job),
             (Device::Reference, Storage::F64) => job.run(Reference),
             (Device::Cpu, Storage::F64) | (Device::Reference, _) => {
                 bail!("{self:?} does not compute in {storage:?}; use the device that the checkpoint was written on")
@@ -64,7 +64,12 @@ impl Device {
     }
 }
 
-/// The best instructions of this processor, on `threads` threads.
-fn cpu<E: CpuElement>(threads: usize) -> Result<Cpu<E>> {
-    Ok(Cpu::with(Isa::detect(), threads)?)
+/// Runs a job with the best instructions of this processor.
+fn on_cpu<E: CpuElement, J: Job>(threads: usize, job: J) -> Result<J::Output> {
+    if threads == 1 {
+        return job.run(Cpu::<E>::with(Isa::detect(), 1)?);
+    }
+    // The whole job is in the pool: its operations then need not be handed over to it one by one.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    pool.install(|| job.run(Cpu::<E>::new()?))
 }

@@ -181,6 +181,7 @@ fn curve<D: DrawingBackend>(
     let mut chart = ChartBuilder::on(area)
         .caption(title(name), ("sans-serif", TITLE))
         .margin(12 * FINE)
+        .margin_right(22 * FINE)
         .x_label_area_size(40 * FINE)
         .y_label_area_size(64 * FINE)
         .build_cartesian_2d(1.0..epochs, span(values.iter().copied()))?;
@@ -271,6 +272,7 @@ fn point_panel<D: DrawingBackend>(
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, ("sans-serif", TITLE))
         .margin(12 * FINE)
+        .margin_right(22 * FINE)
         .x_label_area_size(44 * FINE)
         .y_label_area_size(64 * FINE)
         .build_cartesian_2d(-0.5..right, vertical)?;
