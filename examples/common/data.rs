@@ -234,34 +234,41 @@ fn load_images(directory: &Path) -> Result<Dataset> {
         let zipped = directory.join(format!("{name}.gz"));
         [plain, zipped].into_iter().find(|path| path.exists())
     };
-    let load = |name: &str| -> Result<Option<(PathBuf, (usize, usize), Part)>> {
+    let load = |name: &str| -> Result<Option<Images>> {
         let Some(images) = find(&format!("{name}-images-idx3-ubyte")) else { return Ok(None) };
         let labels = format!("{name}-labels-idx1-ubyte");
         let labels = find(&labels).ok_or_else(|| Fault::Missing.of(&directory.join(labels)))?;
-        let (size, part) = load_pair(&images, &labels)?;
-        Ok(Some((images, size, part)))
+        load_pair(&images, &labels).map(Some)
     };
     let train = load("train")?;
     let test = load("t10k")?;
     let (size, train, test, is_split) = match (train, test) {
         (None, None) => return Err(Fault::NoImages.of(directory)),
-        (Some((_, size, train)), Some((path, found, test))) => {
-            if found != size {
-                return Err(Fault::ImageSize { expected: size.0 * size.1, found: found.0 * found.1 }.of(&path));
+        (Some(train), Some(test)) => {
+            if test.size != train.size {
+                let pixels = |(height, width): (usize, usize)| height * width;
+                return Err(Fault::ImageSize { expected: pixels(train.size), found: pixels(test.size) }.of(&test.path));
             }
-            (size, train, test, false)
+            (train.size, train.part, test.part, false)
         }
-        (Some((path, size, all)), None) | (None, Some((path, size, all))) => {
-            let (train, test) = split(all, size.0 * size.1).map_err(|fault| fault.of(&path))?;
-            (size, train, test, true)
+        (Some(all), None) | (None, Some(all)) => {
+            let (train, test) = split(all.part, all.size.0 * all.size.1).map_err(|fault| fault.of(&all.path))?;
+            (all.size, train, test, true)
         }
     };
     let source = source(directory, &train, &test, is_split);
     Ok(Dataset { source, inputs: size.0 * size.1, image: Some(size), train, test })
 }
 
-/// Images with their labels, and the images' height and width.
-fn load_pair(images: &Path, labels: &Path) -> Result<((usize, usize), Part)> {
+/// Images with their labels.
+struct Images {
+    path: PathBuf,
+    /// Height and width in pixels.
+    size: (usize, usize),
+    part: Part,
+}
+
+fn load_pair(images: &Path, labels: &Path) -> Result<Images> {
     let (extents, pixels) = read_idx::<3>(images, IMAGES)?;
     let [rows, height, width] = extents;
     if rows == 0 || height == 0 || width == 0 {
@@ -272,7 +279,8 @@ fn load_pair(images: &Path, labels: &Path) -> Result<((usize, usize), Part)> {
         return Err(Fault::LabelCount { labels: count, images: rows, of: images.to_owned() }.of(labels));
     }
     let x = pixels.iter().map(|p| f32::from(*p) / 255.0).collect();
-    Ok(((height, width), Part { rows, x, labels: Some(classes) }))
+    let part = Part { rows, x, labels: Some(classes) };
+    Ok(Images { path: images.to_owned(), size: (height, width), part })
 }
 
 /// Extents and bytes of an idx file, plain or gzipped.

@@ -83,7 +83,7 @@ fn encode<B: Backend + Clone>(
 ) -> Result<Vec<f32>> {
     let (inputs, latents) = (trainer.settings().inputs, trainer.settings().latents);
     let backend = trainer.backend();
-    let (weight, bias) = trainer.encoder()?;
+    let (weight, bias) = (trainer.encoder_weight()?, trainer.encoder_bias());
     let shape = Shape { rows: BLOCK.min(part.rows), inputs, latents };
     let mut plan = match &statistics {
         Some(_) => Some(DecoderFree::new(backend.clone(), DecoderFreeConfig::new(shape))?),

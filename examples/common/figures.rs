@@ -206,6 +206,22 @@ fn curve<D: DrawingBackend>(
     Ok(())
 }
 
+/// The corner with the fewest points in its quarter: there the legend hides least.
+fn emptiest_corner(panel: &Panel, right: f64, vertical: &std::ops::Range<f64>) -> SeriesLabelPosition {
+    let (middle, centre) = ((right - 0.5) / 2.0, (vertical.start + vertical.end) / 2.0);
+    let count = |is_right: bool, is_upper: bool| {
+        let points = panel.series.iter().flat_map(|series| &series.points);
+        points.filter(|p| (p.at > middle) == is_right && (p.mean > centre) == is_upper).count()
+    };
+    let corners = [
+        (SeriesLabelPosition::UpperRight, count(true, true)),
+        (SeriesLabelPosition::LowerRight, count(true, false)),
+        (SeriesLabelPosition::UpperLeft, count(false, true)),
+        (SeriesLabelPosition::LowerLeft, count(false, false)),
+    ];
+    corners.into_iter().min_by_key(|(_, points)| *points).map_or(SeriesLabelPosition::UpperRight, |(corner, _)| corner)
+}
+
 /// A range that holds all values, with a margin.
 fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
@@ -269,6 +285,7 @@ fn point_panel<D: DrawingBackend>(
     let all = panel.series.iter().flat_map(|series| &series.points);
     let vertical = span(all.flat_map(|p| [p.mean - p.deviation, p.mean + p.deviation]));
     let right = panel.places.len() as f64 - 0.5;
+    let legend = emptiest_corner(panel, right, &vertical);
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, ("sans-serif", TITLE))
         .margin(12 * FINE)
@@ -300,7 +317,7 @@ fn point_panel<D: DrawingBackend>(
             colour = (colour + 1) % SERIES.len();
         }
         let ink = SERIES[colour];
-        let bars = series.points.iter().map(|p| {
+        let bars = series.points.iter().filter(|p| p.deviation > 0.0).map(|p| {
             ErrorBar::new_vertical(
                 p.at,
                 p.mean - p.deviation,
@@ -320,6 +337,9 @@ fn point_panel<D: DrawingBackend>(
     }
     chart
         .configure_series_labels()
+        .position(legend)
+        .legend_area_size(22 * FINE)
+        .margin(8 * FINE)
         .label_font(("sans-serif", LABEL))
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.2))

@@ -57,8 +57,9 @@ pub fn minimise(
                 *next = x + length * d;
             }
             let trial = function(&next, &mut next_gradient);
-            // Written so that a value that is not a number counts as too far.
-            if !(trial <= value + DECREASE * length * slope) {
+            // A value that is not a number is none, so it counts as too far.
+            let is_lower = trial <= value + DECREASE * length * slope;
+            if !is_lower {
                 high = length;
             } else if dot(&direction, &next_gradient) < CURVATURE * slope {
                 low = length;

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use sae_kernels::operations::{Adam, AdamConfig, Sgd, SgdConfig};
 use sae_kernels::{
     Backend, Buffer, DecoderFree, DecoderFreeConfig, DecoderFreeStep, Element, Mat, MatMut, MatOut, MatRef, Memory,
-    Objective, Shape, StandardConfig, StandardGradients, StandardParameters, StandardSae,
+    Objective, Shape, Slice, StandardConfig, StandardGradients, StandardParameters, StandardSae,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,7 @@ pub struct Trainer<B: Backend> {
     backend: B,
     settings: Settings,
     plan: Plan<B>,
+    /// The encoder's weight and bias, then the decoder's, if there is one.
     parameters: Vec<Parameter<B>>,
     /// The batch's rows, on the host and where the backend computes.
     staging: Vec<B::Element>,
@@ -381,10 +382,15 @@ impl<B: Backend + Clone> Trainer<B> {
         Ok(values.into_iter().map(Element::to_f64).collect())
     }
 
-    /// The encoder's weight \[H,D\] and bias \[H\], where the backend computes.
-    pub fn encoder(&self) -> Result<(Mat<'_, B, B::Element>, sae_kernels::Slice<'_, B, B::Real>)> {
-        let [weight, bias, ..] = &self.parameters[..] else { unreachable!("both models have an encoder") };
-        Ok((matrix::<B>(&weight.storage, weight.rows, weight.cols)?, B::Memory::slice(&bias.values)))
+    /// The encoder's weight \[H,D\], where the backend computes.
+    pub fn encoder_weight(&self) -> Result<Mat<'_, B, B::Element>> {
+        let weight = &self.parameters[0];
+        matrix::<B>(&weight.storage, weight.rows, weight.cols)
+    }
+
+    /// The encoder's bias \[H\], where the backend computes.
+    pub fn encoder_bias(&self) -> Slice<'_, B, B::Real> {
+        B::Memory::slice(&self.parameters[1].values)
     }
 }
 

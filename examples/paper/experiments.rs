@@ -118,10 +118,15 @@ pub fn all(inputs: usize, seeds: Option<u64>) -> Experiments {
                 Measure::new("reconstruction MSE", published.reconstruction, 4, |o| {
                     o.evaluation.metrics.reconstruction_mse
                 }),
-                Measure::new("parameters", published.parameters, 0, match model {
-                    Model::DecoderFree { .. } => |o| (inputs_of(o) * LATENTS + LATENTS) as f64,
-                    Model::Standard { .. } => |o| (2 * inputs_of(o) * LATENTS + LATENTS + inputs_of(o)) as f64,
-                }),
+                Measure::new(
+                    "parameters",
+                    published.parameters,
+                    0,
+                    match model {
+                        Model::DecoderFree { .. } => |o| (inputs_of(o) * LATENTS + LATENTS) as f64,
+                        Model::Standard { .. } => |o| (2 * inputs_of(o) * LATENTS + LATENTS + inputs_of(o)) as f64,
+                    },
+                ),
             ],
         })
         .collect();

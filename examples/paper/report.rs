@@ -131,13 +131,16 @@ fn series(
         let (low, high) = (scale(mean - deviation.unwrap_or(0.0)), scale(mean + deviation.unwrap_or(0.0)));
         Point { at, mean: scale(mean), deviation: 0.5 * (high - low) }
     };
+    // What is not published is not defined either: correlations of dead units.
     let of = |c: &Configuration| -> Option<(f64, Option<f64>)> {
+        measure_of(c, measure).published?;
         let measured = c.measured(measure_of(c, measure), runs).ok()?;
         measured.mean.is_finite().then_some((measured.mean, measured.deviation))
     };
-    let here = configurations.iter().enumerate().filter_map(|(place, c)| {
-        of(c).map(|(mean, deviation)| point(place as f64 - 0.08, mean, deviation))
-    });
+    let here = configurations
+        .iter()
+        .enumerate()
+        .filter_map(|(place, c)| of(c).map(|(mean, deviation)| point(place as f64 - 0.08, mean, deviation)));
     let published = configurations.iter().enumerate().filter_map(|(place, c)| {
         measure_of(c, measure).published.map(|p| point(place as f64 + 0.08, p.mean, p.deviation))
     });

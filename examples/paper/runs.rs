@@ -65,11 +65,15 @@ impl Runs {
             .map(|settings| {
                 let outcome = train((*settings).clone(), data, epochs, &bar);
                 let result = match &outcome {
-                    Ok(outcome) => format!("loss {:.1}, {:.0} s", outcome.final_loss, outcome.seconds),
+                    Ok(outcome) => format!("loss {:.4}, {:.0} s", outcome.final_loss, outcome.seconds),
                     Err(error) => format!("FAILED: {error:#}"),
                 };
-                let line = format!("{:?} {:?} seed {}: {result}", settings.model, settings.optimizer, settings.seed);
-                if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
+                let line = format!("{}: {result}", describe(settings));
+                if bar.is_hidden() {
+                    println!("{line}")
+                } else {
+                    bar.println(line)
+                }
                 ((*settings).clone(), outcome)
             })
             .collect();
@@ -110,4 +114,19 @@ fn train(settings: Settings, data: &Dataset, epochs: u64, bar: &ProgressBar) -> 
         features: trainer.parameter(features)?,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// A training in a few words.
+fn describe(settings: &Settings) -> String {
+    let model = match settings.model {
+        Model::DecoderFree { lambda_lse, lambda_var, lambda_tc, .. } => {
+            format!("decoder-free, λ_lse {lambda_lse}, λ_var {lambda_var}, λ_tc {lambda_tc}")
+        }
+        Model::Standard { lambda_l1 } => format!("standard, λ_l1 {lambda_l1}"),
+    };
+    let optimizer = match settings.optimizer {
+        Optimizer::Adam { learning_rate } => format!("Adam {learning_rate:e}"),
+        Optimizer::Sgd { learning_rate, .. } => format!("SGD {learning_rate:e}"),
+    };
+    format!("{model}, {optimizer}, seed {}", settings.seed)
 }

@@ -47,8 +47,7 @@ impl Line {
 
     /// Whether the difference is more than [`FLAG`] published deviations.
     pub fn is_flagged(&self) -> bool {
-        // Written so that what is not a number is flagged.
-        self.deviations().is_some_and(|deviations| !(deviations.abs() <= FLAG))
+        self.deviations().is_some_and(|deviations| deviations.is_nan() || deviations.abs() > FLAG)
     }
 
     fn cells(&self) -> [String; 6] {

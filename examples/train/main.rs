@@ -92,12 +92,12 @@ fn train<B: Backend + Clone>(trainer: &mut Trainer<B>, run: &Run, data: &Dataset
         trainer.train_epoch(&data.train.x, |losses| {
             step += 1;
             bar.inc(1);
-            if step % 16 == 0 {
+            if step.is_multiple_of(16) {
                 bar.set_message(message(epoch, terms, losses));
             }
         })?;
         // Where there is no terminal there is no bar: about ten lines tell of the progress instead.
-        if bar.is_hidden() && (epoch % run.epochs.div_ceil(10) == 0 || epoch == run.epochs) {
+        if bar.is_hidden() && (epoch.is_multiple_of(run.epochs.div_ceil(10)) || epoch == run.epochs) {
             println!("{}", message(epoch, terms, &trainer.history()[epoch as usize - 1]));
         }
         if written.elapsed() > CHECKPOINT_AFTER {
