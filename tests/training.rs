@@ -10,7 +10,7 @@ use common::evaluate::evaluate;
 use common::trainer::{Model, Optimizer, Settings, Trainer};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
-use sae_kernels::Reference;
+use sae_kernels::{Backend, Cpu, Isa, Reference, bf16};
 
 const INPUTS: usize = 6;
 
@@ -29,31 +29,61 @@ fn settings(model: Model, optimizer: Optimizer) -> Settings {
 
 const ADAM: Optimizer = Optimizer::Adam { learning_rate: 1e-2 };
 
-fn trained(settings: &Settings, x: &[f32], epochs: usize) -> Trainer<Reference> {
-    let mut trainer = Trainer::new(Reference, settings.clone()).unwrap();
+fn trained_on<B: Backend + Clone>(backend: B, settings: &Settings, x: &[f32], epochs: usize) -> Trainer<B> {
+    let mut trainer = Trainer::new(backend, settings.clone()).unwrap();
     (0..epochs).for_each(|_| trainer.train_epoch(x, |_| ()).unwrap());
     trainer
 }
 
-#[test]
-fn resuming_is_exact() {
+fn trained(settings: &Settings, x: &[f32], epochs: usize) -> Trainer<Reference> {
+    trained_on(Reference, settings, x, epochs)
+}
+
+/// Trains 4 epochs, and 2 and then 2 more from a file, and compares all that is kept, bit by bit.
+fn resumes_exactly<B: Backend + Clone>(backend: B, settings: &Settings) {
     let x = rows(40);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
+    let mut whole = trained_on(backend.clone(), settings, &x, 4).checkpoint().unwrap();
+    trained_on(backend.clone(), settings, &x, 2).checkpoint().unwrap().write(&path).unwrap();
+    let mut resumed = Trainer::resume(backend, &Checkpoint::read(&path).unwrap()).unwrap();
+    (0..2).for_each(|_| resumed.train_epoch(&x, |_| ()).unwrap());
+    let mut resumed = resumed.checkpoint().unwrap();
+    // The file's order of tensors is its own.
+    resumed.tensors.sort_by(|l, r| l.name.cmp(&r.name));
+    whole.tensors.sort_by(|l, r| l.name.cmp(&r.name));
+    assert_eq!(resumed, whole, "{settings:?}");
+}
+
+#[test]
+fn resuming_is_exact() {
     let sgd = |momentum| Optimizer::Sgd { learning_rate: 1e-2, momentum };
     for model in [DECODER_FREE, STANDARD] {
         for optimizer in [ADAM, sgd(0.0), sgd(0.9)] {
             let settings = settings(model, optimizer);
-            let whole = trained(&settings, &x, 4).checkpoint().unwrap();
-            trained(&settings, &x, 2).checkpoint().unwrap().write(&path).unwrap();
-            let mut resumed = Trainer::resume(Reference, &Checkpoint::read(&path).unwrap()).unwrap();
-            (0..2).for_each(|_| resumed.train_epoch(&x, |_| ()).unwrap());
-            let mut resumed = resumed.checkpoint().unwrap();
-            // The file's order of tensors is its own.
-            resumed.tensors.sort_by(|l, r| l.name.cmp(&r.name));
-            let mut whole = whole;
-            whole.tensors.sort_by(|l, r| l.name.cmp(&r.name));
-            assert_eq!(resumed, whole, "{model:?}, {optimizer:?}");
+            resumes_exactly(Reference, &settings);
+            resumes_exactly(Cpu::<f32>::with(Isa::detect(), 1).unwrap(), &settings);
+            // Here the products see rounded copies of the parameters, which must be those that the optimiser rounded.
+            resumes_exactly(Cpu::<bf16>::with(Isa::detect(), 1).unwrap(), &settings);
+        }
+    }
+}
+
+#[test]
+fn backends_train_alike() {
+    let x = rows(64);
+    for model in [DECODER_FREE, STANDARD] {
+        let settings = settings(model, ADAM);
+        let reference = trained(&settings, &x, 5);
+        let cpu = trained_on(Cpu::<f32>::new().unwrap(), &settings, &x, 5);
+        let low = trained_on(Cpu::<bf16>::new().unwrap(), &settings, &x, 5);
+        for (epoch, expected) in reference.history().iter().enumerate() {
+            for (term, expected) in expected.iter().enumerate() {
+                let (cpu, low) = (cpu.history()[epoch][term], low.history()[epoch][term]);
+                let size = expected.abs().max(0.1);
+                assert!((cpu - expected).abs() < 1e-4 * size, "{model:?} term {term}: {cpu} is not {expected}");
+                assert!((low - expected).abs() < 0.05 * size, "{model:?} term {term}: {low} is not {expected}");
+            }
         }
     }
 }
