@@ -66,7 +66,8 @@ pub struct DecoderFreeStep<'a, B: Backend + ?Sized> {
 /// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
-/// Memory: block·H activations and as many gradients, min(N,H)² or H² for the correlation term, the workspace.
+/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² in the primal form;
+/// min(H,D)² for weight redundancy; the workspace.
 pub struct DecoderFree<B: Backend> {
     backend: B,
     config: DecoderFreeConfig,
@@ -81,6 +82,7 @@ pub struct DecoderFree<B: Backend> {
     offset: Buffer<B, B::Real>,
     comoments: Buffer<B, B::Real>,
     coupling: Buffer<B, B::Coupling>,
+    weight_gram: Buffer<B, B::Coupling>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
     workspace: Buffer<B, f64>,
@@ -119,13 +121,18 @@ impl<B: Backend> DecoderFree<B> {
         if block_rows == 0 && rows > 0 {
             return Err(Error::Configuration { name: "block_rows", value: 0.0, requirement: "at least 1" });
         }
-        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "the matrix of correlations" });
+        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "a square matrix" });
         let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
         // What can happen in `step`; the two-phase calls enlarge the buffers when first used.
         let primal =
             config.objective.lambda_tc != 0.0 && (block_rows < rows || !config.correlation_form.is_dual(latents, rows));
         let dual = config.objective.lambda_tc != 0.0
             && (config.correlation_form == Form::Dual || config.correlation_form == Form::Auto);
+        let weight_side = match (config.objective.lambda_wr != 0.0, config.weight_form.is_dual(latents, inputs)) {
+            (false, _) => 0,
+            (true, false) => latents,
+            (true, true) => inputs,
+        };
         let primal_len = if primal { square(latents)? } else { 0 };
         let dual_side = if config.correlation_form == Form::Auto { block_rows.min(latents) } else { block_rows };
         let dual_len = if dual { square(dual_side)? } else { 0 };
@@ -146,6 +153,7 @@ impl<B: Backend> DecoderFree<B> {
             offset: backend.alloc(latents)?,
             comoments: backend.alloc(primal_len)?,
             coupling: backend.alloc(primal_len.max(dual_len))?,
+            weight_gram: backend.alloc(square(weight_side)?)?,
             terms: backend.alloc(3)?,
             workspace: backend.alloc(workspace)?,
             count: 0,
@@ -460,7 +468,7 @@ impl<B: Backend> DecoderFree<B> {
         }
         let h = self.config.shape.latents;
         let primal = if correlation == Correlation::Primal {
-            let comoments = MatRef::new(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h)?;
+            let comoments = MatRef::from_memory(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h, h)?;
             let coupling = square::<B, _>(&mut self.coupling, h)?;
             Some(PrimalCorrelation { comoments, coupling, offset: B::Memory::slice_mut(&mut self.offset) })
         } else {
@@ -496,13 +504,18 @@ impl<B: Backend> DecoderFree<B> {
         self.backend.correlation_dual(CorrelationDual {
             activations: match activations {
                 Some(given) => given.as_ref(),
-                None => MatRef::new(own, rows, h)?,
+                None => MatRef::from_memory(own, rows, h, h)?,
             },
             mean: B::Memory::slice(&self.mean),
             variance: B::Memory::slice(&self.variance),
             lambda_tc: self.config.objective.lambda_tc,
             gram: square::<B, _>(&mut self.coupling, rows)?,
-            product: MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h), rows, h)?,
+            product: MatMut::from_memory(
+                B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h),
+                rows,
+                h,
+                h,
+            )?,
             scale: B::Memory::slice_mut(&mut self.scale),
             loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 1..2),
             workspace: B::Memory::slice_mut(&mut self.workspace),
@@ -537,9 +550,10 @@ impl<B: Backend> DecoderFree<B> {
                     workspace: B::Memory::slice_mut(&mut self.workspace),
                 })?;
             }
-            let mut dz: MatOut<'_, B, B::Element> = MatMut::new(
+            let mut dz: MatOut<'_, B, B::Element> = MatMut::from_memory(
                 B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..block.len() * h),
                 block.len(),
+                h,
                 h,
             )?;
             let statistics = objective.needs_statistics().then(|| -> Result<_> {
@@ -547,7 +561,12 @@ impl<B: Backend> DecoderFree<B> {
                     Correlation::None => CorrelationTerm::None,
                     Correlation::Dual => CorrelationTerm::Dual,
                     Correlation::Primal => CorrelationTerm::Primal {
-                        coupling: MatRef::new(B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h), h, h)?,
+                        coupling: MatRef::from_memory(
+                            B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h),
+                            h,
+                            h,
+                            h,
+                        )?,
                         offset: B::Memory::slice(&self.offset),
                     },
                 };
@@ -597,6 +616,8 @@ impl<B: Backend> DecoderFree<B> {
         if objective.lambda_wr == 0.0 {
             return Ok(());
         }
+        let Shape { inputs, latents, .. } = self.config.shape;
+        let side = if self.config.weight_form.is_dual(latents, inputs) { inputs } else { latents };
         self.backend.weight_redundancy(WeightRedundancy {
             weight,
             normalize: objective.normalize_weight,
@@ -604,6 +625,7 @@ impl<B: Backend> DecoderFree<B> {
             lambda: objective.lambda_wr,
             loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 2..3),
             grad_weight: grad_weight.as_mut().map(MatMut::reborrow),
+            gram: square::<B, _>(&mut self.weight_gram, side)?,
             workspace: B::Memory::slice_mut(&mut self.workspace),
         })
     }
@@ -624,7 +646,7 @@ fn block_of<'a, T: Element, M: Memory>(
 ) -> Result<MatMut<'a, T, M>> {
     match given {
         Some(given) => Ok(given.reborrow().rows_range(block.clone())),
-        None => MatMut::new(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols),
+        None => MatMut::from_memory(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols, cols),
     }
 }
 
@@ -643,5 +665,5 @@ fn rows_of<'a, B: Backend>(
 
 /// The first side×side elements of a buffer.
 fn square<B: Backend, T: Element>(buffer: &mut Buffer<B, T>, side: usize) -> Result<MatOut<'_, B, T>> {
-    MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..side * side), side, side)
+    MatMut::from_memory(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..side * side), side, side, side)
 }

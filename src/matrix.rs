@@ -180,19 +180,11 @@ impl<T: Element, M: Memory> fmt::Debug for MatMut<'_, T, M> {
 }
 
 impl<'a, T: Element, M: Memory> MatRef<'a, T, M> {
-    /// A dense view: the row stride is `cols`.
-    ///
-    /// # Errors
-    /// [`Error::ViewTooShort`], [`Error::Overflow`].
-    pub fn new(data: M::Slice<'a, T>, rows: usize, cols: usize) -> Result<Self> {
-        Self::with_stride(data, rows, cols, cols)
-    }
-
-    /// A view whose rows start `row_stride` elements apart.
+    /// A view in any memory, whose rows start `row_stride` elements apart.
     ///
     /// # Errors
     /// [`Error::Stride`], [`Error::ViewTooShort`], [`Error::Overflow`].
-    pub fn with_stride(data: M::Slice<'a, T>, rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
+    pub fn from_memory(data: M::Slice<'a, T>, rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
         let extent = Extent::new(rows, cols, row_stride, M::len::<T>(&data))?;
         Ok(Self::from_slice(data, extent))
     }
@@ -233,6 +225,22 @@ impl<'a, T: Element, M: Memory> MatRef<'a, T, M> {
 }
 
 impl<'a, T: Element> MatRef<'a, T, Host> {
+    /// A dense view: the row stride is `cols`.
+    ///
+    /// # Errors
+    /// [`Error::ViewTooShort`], [`Error::Overflow`].
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Result<Self> {
+        Self::from_memory(data, rows, cols, cols)
+    }
+
+    /// A view whose rows start `row_stride` elements apart.
+    ///
+    /// # Errors
+    /// [`Error::Stride`], [`Error::ViewTooShort`], [`Error::Overflow`].
+    pub fn with_stride(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
+        Self::from_memory(data, rows, cols, row_stride)
+    }
+
     /// Row `i`.
     ///
     /// # Panics
@@ -243,19 +251,11 @@ impl<'a, T: Element> MatRef<'a, T, Host> {
 }
 
 impl<'a, T: Element, M: Memory> MatMut<'a, T, M> {
-    /// A dense view: the row stride is `cols`.
-    ///
-    /// # Errors
-    /// [`Error::ViewTooShort`], [`Error::Overflow`].
-    pub fn new(data: M::SliceMut<'a, T>, rows: usize, cols: usize) -> Result<Self> {
-        Self::with_stride(data, rows, cols, cols)
-    }
-
-    /// A view whose rows start `row_stride` elements apart.
+    /// A view in any memory, whose rows start `row_stride` elements apart.
     ///
     /// # Errors
     /// [`Error::Stride`], [`Error::ViewTooShort`], [`Error::Overflow`].
-    pub fn with_stride(data: M::SliceMut<'a, T>, rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
+    pub fn from_memory(data: M::SliceMut<'a, T>, rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
         let extent = Extent::new(rows, cols, row_stride, M::len_mut::<T>(&data))?;
         Ok(Self { data, extent })
     }
@@ -298,7 +298,23 @@ impl<'a, T: Element, M: Memory> MatMut<'a, T, M> {
     }
 }
 
-impl<T: Element> MatMut<'_, T, Host> {
+impl<'a, T: Element> MatMut<'a, T, Host> {
+    /// A dense view: the row stride is `cols`.
+    ///
+    /// # Errors
+    /// [`Error::ViewTooShort`], [`Error::Overflow`].
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Result<Self> {
+        Self::from_memory(data, rows, cols, cols)
+    }
+
+    /// A view whose rows start `row_stride` elements apart.
+    ///
+    /// # Errors
+    /// [`Error::Stride`], [`Error::ViewTooShort`], [`Error::Overflow`].
+    pub fn with_stride(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Result<Self> {
+        Self::from_memory(data, rows, cols, row_stride)
+    }
+
     /// Row `i`.
     ///
     /// # Panics

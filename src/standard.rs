@@ -248,5 +248,5 @@ fn matrix<B: Backend>(
     rows: usize,
     cols: usize,
 ) -> Result<MatOut<'_, B, B::Element>> {
-    MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..rows * cols), rows, cols)
+    MatMut::from_memory(B::Memory::part_mut(B::Memory::slice_mut(buffer), 0..rows * cols), rows, cols, cols)
 }

@@ -148,7 +148,7 @@ impl<E: CpuElement> Backend for Cpu<E> {
     fn workspace_len(&self, shape: Shape) -> Result<usize> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
         let isa = self.core.isa;
-        for (one, other) in [(n, d), (n, h), (h, d), (h, h)] {
+        for (one, other) in [(n, d), (n, h), (n, n), (h, d), (h, h), (d, d)] {
             if one.checked_mul(other).and_then(|len| len.checked_mul(64)).is_none() {
                 return Err(Error::Overflow { what: "the workspace" });
             }

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 #[cfg(feature = "rayon")]
 use std::sync::Arc;
 
-/// Work, in multiply-adds, below which waking other threads costs more than it gives (about 50 µs).
-const SPREAD: usize = 3_000_000;
+/// Work, in multiply-adds, below which waking other threads costs more than it gives (about 200 µs).
+const SPREAD: usize = 12_000_000;
 
 /// Who runs the tasks.
 #[derive(Clone)]

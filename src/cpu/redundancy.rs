@@ -12,19 +12,19 @@ use crate::matrix::{MatMut, MatRef};
 use crate::operations::WeightRedundancy;
 
 pub(super) fn workspace_len(isa: Isa, h: usize, d: usize) -> usize {
+    // Whichever form is asked for.
     form_workspace_len(isa, h, d, true).max(form_workspace_len(isa, h, d, false))
 }
 
 fn form_workspace_len(isa: Isa, h: usize, d: usize, dual: bool) -> usize {
     let (side, other) = if dual { (d, h) } else { (h, d) };
     h + f32_len(h)
-        + f32_len(side * side)
         + symmetric::slots_len(isa, side)
         + h * Cut::cols(isa, d).groups()
         + gemm_len(isa, side, side, other).max(gemm_len(isa, h, d, side))
 }
 
-pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, args: WeightRedundancy<'_, Cpu<E>>) -> Result<()> {
+pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedundancy<'_, Cpu<E>>) -> Result<()> {
     let (h, d) = args.check()?;
     let (isa, w) = (core.isa, args.weight);
     let dual = args.form.is_dual(h, d);
@@ -43,12 +43,11 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, args: WeightRedundan
     let unit = |axis| Affine { axis, shift: None, scale: Some(&*inverse) };
 
     // G = Ŵ Ŵᵀ − I, or P = Ŵᵀ Ŵ.
-    let square = scratch.f32(side * side);
     let operand =
         if dual { Operand::cols(w).with(unit(Axis::Depth)) } else { Operand::rows(w).with(unit(Axis::Panel)) };
     let squares = Symmetric { operand, factor: 1.0, diagonal: if dual { 0.0 } else { 1.0 } }.run(
         core,
-        Out::dense(&mut *square, side),
+        Out::new(&mut args.gram),
         scratch.f64(symmetric::slots_len(isa, side)),
         &mut *scratch.rest(gemm_len(isa, side, side, operand.depth())),
     );
@@ -66,7 +65,7 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, args: WeightRedundan
         grad_weight: Out::new(&mut grad_weight),
         slots: Out::dense(&mut *slots, groups),
     };
-    let square = MatRef::new(&*square, side, side)?;
+    let square = args.gram.as_ref();
     let workspace = scratch.f64(gemm_len(isa, h, d, side));
     if dual {
         let left = Operand::rows(w).with(unit(Axis::Panel));

@@ -27,6 +27,8 @@ pub struct WeightRedundancy<'a, B: Backend + ?Sized> {
     pub loss: SliceMut<'a, B, f64>,
     /// \[H,D\]; λ·∂L_wr/∂W is added, if given.
     pub grad_weight: Option<MatOut<'a, B, B::Real>>,
+    /// G \[H,H\] in the primal form, P \[D,D\] in the dual; written.
+    pub gram: MatOut<'a, B, B::Coupling>,
     /// Scratch.
     pub workspace: SliceMut<'a, B, f64>,
 }
@@ -39,6 +41,8 @@ impl<B: Backend + ?Sized> WeightRedundancy<'_, B> {
         if let Some(grad) = &self.grad_weight {
             grad.expect("grad_weight", h, d)?;
         }
+        let side = if self.form.is_dual(h, d) { d } else { h };
+        self.gram.expect("gram", side, side)?;
         Ok((h, d))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Reference, dot};
 use crate::error::Result;
+use crate::matrix::MatMut;
 use crate::operations::WeightRedundancy;
 
 pub(super) fn weight_redundancy(mut args: WeightRedundancy<'_, Reference>) -> Result<()> {
@@ -15,6 +16,7 @@ pub(super) fn weight_redundancy(mut args: WeightRedundancy<'_, Reference>) -> Re
     let (loss, grad_unit): (f64, Box<dyn Fn(usize, usize) -> f64>) = if args.form.is_dual(h, d) {
         let p: Vec<Vec<f64>> =
             (0..d).map(|k| (0..d).map(|l| dot(h, |j| unit(j, k), |j| unit(j, l))).collect()).collect();
+        write(&mut args.gram, &p);
         let squares: f64 = p.iter().flatten().map(|p| p * p).sum();
         let trace: f64 = (0..h).map(|j| dot(d, |k| unit(j, k), |k| unit(j, k))).sum();
         let grad = move |j: usize, k: usize| 4.0 * (dot(d, |l| unit(j, l), |l| p[l][k]) - unit(j, k));
@@ -23,6 +25,7 @@ pub(super) fn weight_redundancy(mut args: WeightRedundancy<'_, Reference>) -> Re
         let g: Vec<Vec<f64>> = (0..h)
             .map(|i| (0..h).map(|j| dot(d, |k| unit(i, k), |k| unit(j, k)) - f64::from(u8::from(i == j))).collect())
             .collect();
+        write(&mut args.gram, &g);
         let squares = g.iter().flatten().map(|g| g * g).sum();
         (squares, Box::new(move |j: usize, k: usize| 4.0 * dot(h, |i| g[j][i], |i| unit(i, k))))
     };
@@ -42,4 +45,10 @@ pub(super) fn weight_redundancy(mut args: WeightRedundancy<'_, Reference>) -> Re
         }
     }
     Ok(())
+}
+
+fn write(gram: &mut MatMut<'_, f64>, values: &[Vec<f64>]) {
+    for (i, row) in values.iter().enumerate() {
+        gram.row_mut(i).copy_from_slice(row);
+    }
 }

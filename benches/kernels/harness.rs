@@ -1,0 +1,116 @@
+//! What the groups share: shapes, data, and a criterion benchmark that also prints its share of the peak.
+
+use crate::peak;
+use criterion::{BenchmarkId, Criterion, Throughput};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use sae_kernels::{Backend, Cpu, CpuElement, Element, Isa, Shape};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// The paper's batch, a wider one with N > H, and one in the dual regime.
+pub const SHAPES: [Shape; 3] = [
+    Shape { rows: 128, inputs: 784, latents: 64 },
+    Shape { rows: 4096, inputs: 784, latents: 256 },
+    Shape { rows: 1024, inputs: 768, latents: 4096 },
+];
+
+/// What bounds an operation, and how much of it one call does.
+#[derive(Clone, Copy)]
+pub enum Work {
+    /// Floating-point operations, a multiply-add counting 2.
+    Flops(f64),
+    /// Bytes read and written.
+    Bytes(f64),
+}
+
+pub struct Bench<'a> {
+    criterion: &'a mut Criterion,
+    pub threads: Vec<usize>,
+}
+
+impl<'a> Bench<'a> {
+    pub fn new(criterion: &'a mut Criterion) -> Self {
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if all == 1 { vec![1] } else { vec![1, all] };
+        Self { criterion, threads }
+    }
+
+    /// Times `call` as `group/name/shape threads`.
+    pub fn time(&mut self, group: &str, name: &str, shape: Shape, threads: usize, work: Work, mut call: impl FnMut()) {
+        let Shape { rows, inputs, latents } = shape;
+        let id = BenchmarkId::new(name, format!("{rows}x{inputs}x{latents} {threads}t"));
+        let mut group = self.criterion.benchmark_group(group);
+        group.throughput(match work {
+            Work::Flops(flops) => Throughput::Elements(flops as u64),
+            Work::Bytes(bytes) => Throughput::Bytes(bytes as u64),
+        });
+        // The peak is measured before each sample, so that both see the same machine.
+        let (peak, time) = (Cell::new(f64::NAN), Cell::new(f64::NAN));
+        group.bench_function(id, |bencher| {
+            bencher.iter_custom(|calls| {
+                peak.set(peak.get().max(match work {
+                    Work::Flops(_) => peak::flops(threads),
+                    Work::Bytes(_) => peak::copy(threads),
+                }));
+                let start = Instant::now();
+                (0..calls).for_each(|_| call());
+                let elapsed = start.elapsed();
+                time.set(time.get().min(elapsed.as_secs_f64() / calls as f64));
+                elapsed.max(Duration::from_nanos(1))
+            });
+        });
+        group.finish();
+        if peak.get().is_finite() {
+            let (done, unit) = match work {
+                Work::Flops(flops) => (flops, "GFLOP/s"),
+                Work::Bytes(bytes) => (bytes, "GB/s"),
+            };
+            let (rate, peak) = (done / time.get(), peak.get());
+            println!(
+                "      best {:.1} of {:.1} {unit}: {:.0} % of the peak",
+                rate / 1e9,
+                peak / 1e9,
+                100.0 * rate / peak
+            );
+        }
+    }
+}
+
+/// Data of one shape, in storage type `E`.
+pub struct Data<E> {
+    pub x: Vec<E>,
+    pub weight: Vec<E>,
+    pub bias: Vec<f32>,
+}
+
+impl<E: CpuElement> Data<E> {
+    /// Inputs like digits (sparse, in [0, 1)) and weights as they are initialised.
+    pub fn new(shape: Shape) -> Self {
+        let mut random = StdRng::seed_from_u64(0);
+        let Shape { rows, inputs, latents } = shape;
+        let scale = 1.0 / (inputs as f32).sqrt();
+        let mut digit = || if random.random_bool(0.3) { random.random::<f32>() } else { 0.0 };
+        let x = (0..rows * inputs).map(|_| E::from_f32(digit())).collect();
+        let mut uniform = || random.random_range(-scale..scale);
+        let weight = (0..latents * inputs).map(|_| E::from_f32(uniform())).collect();
+        let bias = (0..latents).map(|_| uniform()).collect();
+        Self { x, weight, bias }
+    }
+}
+
+/// A backend and its workspace for a shape.
+pub fn cpu<E: CpuElement>(shape: Shape, threads: usize) -> (Cpu<E>, Vec<f64>) {
+    let cpu = Cpu::with(Isa::detect(), threads).expect("this machine has the instruction set it detects");
+    let workspace = cpu.workspace_len(shape).expect("the benchmark's shapes fit");
+    (cpu, vec![0.0; workspace])
+}
+
+/// 2·m·n·k.
+pub fn product_flops(m: usize, n: usize, k: usize) -> Work {
+    Work::Flops(2.0 * m as f64 * n as f64 * k as f64)
+}
+
+/// A name with the storage type.
+pub fn typed<E: Element>(name: &str) -> String {
+    format!("{name} {}", E::NAME)
+}
