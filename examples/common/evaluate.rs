@@ -99,14 +99,19 @@ fn encode<B: Backend + Clone>(
         let rows = source.len() / inputs;
         B::Element::narrow(source, &mut staging[..source.len()]);
         backend.upload(&staging[..source.len()], B::Memory::part_mut(B::Memory::slice_mut(&mut x), 0..source.len()))?;
-        let x = MatRef::new(B::Memory::part(B::Memory::slice(&x), 0..source.len()), rows, inputs)?;
+        let x = MatRef::from_memory(B::Memory::part(B::Memory::slice(&x), 0..source.len()), rows, inputs, inputs)?;
         let a_len = rows * latents;
         backend.encode(Encode {
             x,
             weight,
             bias: B::Memory::shorten(bias),
             activation: Activation::Relu,
-            activations: Some(MatMut::new(B::Memory::part_mut(B::Memory::slice_mut(&mut a), 0..a_len), rows, latents)?),
+            activations: Some(MatMut::from_memory(
+                B::Memory::part_mut(B::Memory::slice_mut(&mut a), 0..a_len),
+                rows,
+                latents,
+                latents,
+            )?),
             row_loss: None,
             moments: None,
             workspace: B::Memory::slice_mut(&mut workspace),

@@ -436,9 +436,9 @@ fn generator(seed: u64, epoch: u64) -> Xoshiro256PlusPlus {
 
 /// The first rows×cols elements of a buffer.
 fn matrix<B: Backend>(buffer: &Buffer<B, B::Element>, rows: usize, cols: usize) -> Result<Mat<'_, B, B::Element>> {
-    Ok(MatRef::new(B::Memory::part(B::Memory::slice(buffer), 0..rows * cols), rows, cols)?)
+    Ok(MatRef::from_memory(B::Memory::part(B::Memory::slice(buffer), 0..rows * cols), rows, cols, cols)?)
 }
 
 fn matrix_mut<B: Backend>(buffer: &mut Buffer<B, B::Real>, rows: usize, cols: usize) -> Result<MatOut<'_, B, B::Real>> {
-    Ok(MatMut::new(B::Memory::slice_mut(buffer), rows, cols)?)
+    Ok(MatMut::from_memory(B::Memory::slice_mut(buffer), rows, cols, cols)?)
 }

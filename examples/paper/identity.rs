@@ -29,11 +29,11 @@ pub fn check(x: &[f32], weight: &[f32], bias: &[f32]) -> Result<Identity> {
     let (x, weight, bias) = (wide(x), wide(weight), wide(bias));
     let mut a = vec![0.0; n * h];
     Reference.encode(Encode {
-        x: MatRef::new(&x[..], n, d)?,
-        weight: MatRef::new(&weight[..], h, d)?,
+        x: MatRef::new(&x, n, d)?,
+        weight: MatRef::new(&weight, h, d)?,
         bias: &bias,
         activation: Activation::Relu,
-        activations: Some(MatMut::new(&mut a[..], n, h)?),
+        activations: Some(MatMut::new(&mut a, n, h)?),
         row_loss: None,
         moments: None,
         workspace: &mut [],
@@ -45,9 +45,9 @@ pub fn check(x: &[f32], weight: &[f32], bias: &[f32]) -> Result<Identity> {
     let row_loss = row_losses(&a, h)?;
     let mut responsibilities = vec![0.0; n * h];
     Reference.responsibilities(Responsibilities {
-        activations: MatRef::new(&a[..], n, h)?,
+        activations: MatRef::new(&a, n, h)?,
         row_loss: &row_loss,
-        responsibilities: MatMut::new(&mut responsibilities[..], n, h)?,
+        responsibilities: MatMut::new(&mut responsibilities, n, h)?,
     })?;
 
     let mut differences = 0.0f64;
@@ -76,7 +76,7 @@ fn row_losses(a: &[f64], h: usize) -> Result<Vec<f64>> {
     let mut row_loss = vec![0.0; n];
     Reference.encode(Encode {
         x: MatRef::new(a, n, h)?,
-        weight: MatRef::new(&unit[..], h, h)?,
+        weight: MatRef::new(&unit, h, h)?,
         bias: &vec![0.0; h],
         activation: Activation::Identity,
         activations: None,
@@ -100,7 +100,7 @@ fn kernel_gradient(a: &[f32], row_loss: &[f64], h: usize) -> Result<Vec<f32>> {
         row_loss: &row_loss,
         row_weight: 1.0,
         statistics: None,
-        dz: MatMut::new(&mut gradient[..], n, h)?,
+        dz: MatMut::new(&mut gradient, n, h)?,
         accumulate: false,
         grad_bias: &mut vec![0.0; h],
         workspace: &mut vec![0.0; backend.workspace_len(shape)?],
