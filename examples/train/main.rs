@@ -83,7 +83,7 @@ fn train<B: Backend + Clone>(trainer: &mut Trainer<B>, run: &Run, data: &Dataset
     let steps = trainer.batches(data.train.rows).count() as u64;
     let done = trainer.epoch() * steps;
     let bar = ProgressBar::new(run.epochs * steps).with_position(done);
-    bar.set_style(ProgressStyle::with_template("{bar:30.cyan/blue} {pos}/{len} steps, {eta} left  {msg}")?);
+    bar.set_style(ProgressStyle::with_template("{bar:16.cyan/blue} {percent:>3} %, {eta} left  {wide_msg}")?);
     let terms = run.settings.model.terms();
     let mut written = Instant::now();
     while trainer.epoch() < run.epochs {
@@ -111,8 +111,14 @@ fn train<B: Backend + Clone>(trainer: &mut Trainer<B>, run: &Run, data: &Dataset
 
 /// Loss terms in a line.
 fn message(epoch: u64, terms: &[&str], losses: &[f64]) -> String {
-    let terms: Vec<String> = terms.iter().zip(losses).map(|(name, loss)| format!("{name} {loss:.4}")).collect();
+    let terms: Vec<String> = terms.iter().zip(losses).map(|(name, loss)| format!("{name} {}", short(*loss))).collect();
     format!("epoch {epoch}: {}", terms.join("  "))
+}
+
+/// A loss with as many decimals as its size asks for.
+fn short(loss: f64) -> String {
+    let decimals = if loss == 0.0 || loss.abs() >= 100.0 { 1 } else { 4 };
+    format!("{loss:.decimals$}")
 }
 
 fn draw<B: Backend + Clone>(trainer: &Trainer<B>, run: &Run, data: &Dataset, evaluation: &Evaluation) -> Result<()> {
@@ -171,7 +177,7 @@ fn report<B: Backend + Clone>(
     row("probe accuracy", accuracy, "test");
     row("reconstruction MSE", format!("{:.5}", measures.reconstruction_mse), "test");
     for (name, loss) in terms.iter().zip(&losses) {
-        row(&format!("loss {name}"), format!("{loss:.4}"), "last epoch's batches");
+        row(&format!("loss {name}"), format!("{loss:.4}"), "training, mean over the last epoch's batches");
     }
     row("training", format!("{train_seconds:.1} s"), "");
     row("training and measuring", format!("{seconds:.1} s"), "");
