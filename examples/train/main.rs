@@ -109,9 +109,10 @@ fn train<B: Backend + Clone>(trainer: &mut Trainer<B>, run: &Run, data: &Dataset
     Ok(())
 }
 
-/// Loss terms in a line.
+/// Loss terms in a line, the total first: a narrow terminal cuts the end off.
 fn message(epoch: u64, terms: &[&str], losses: &[f64]) -> String {
-    let terms: Vec<String> = terms.iter().zip(losses).map(|(name, loss)| format!("{name} {}", short(*loss))).collect();
+    let terms: Vec<String> =
+        terms.iter().zip(losses).rev().map(|(name, loss)| format!("{name} {}", short(*loss))).collect();
     format!("epoch {epoch}: {}", terms.join("  "))
 }
 
