@@ -36,7 +36,7 @@ struct Options {
     /// published
     #[arg(long, value_name = "DIR", default_value_os_t = data::default_directory(), hide_default_value = true)]
     data: PathBuf,
-    /// Where to write the report and its figures
+    /// Where to write the report, README.md, and its figures
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
     /// One seed and 10 epochs
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
     };
     files::make_directory(&options.out)?;
     let markdown = report::markdown(&context, &experiments, &runs);
-    files::write(&options.out.join("paper.md"), markdown.as_bytes())?;
+    files::write(&options.out.join("README.md"), markdown.as_bytes())?;
     report::figures(&options.out, &experiments, &runs)?;
     if let (Some(size), Some(features)) = (data.image, experiments.features(&runs)) {
         for (name, outcome) in features {
@@ -100,6 +100,6 @@ fn main() -> Result<()> {
             figures::tiles(&options.out.join(name), &outcome.features, size, &order)?;
         }
     }
-    println!("\n{markdown}\n{}", options.out.join("paper.md").display());
+    println!("\n{markdown}\n{}", options.out.join("README.md").display());
     Ok(())
 }

@@ -98,7 +98,7 @@ fn train<B: Backend + Clone>(trainer: &mut Trainer<B>, run: &Run, data: &Dataset
         })?;
         // Where there is no terminal there is no bar: about ten lines tell of the progress instead.
         if bar.is_hidden() && (epoch.is_multiple_of(run.epochs.div_ceil(10)) || epoch == run.epochs) {
-            println!("{}", message(epoch, terms, &trainer.history()[epoch as usize - 1]));
+            eprintln!("{}", message(epoch, terms, &trainer.history()[epoch as usize - 1]));
         }
         if written.elapsed() > CHECKPOINT_AFTER {
             trainer.checkpoint()?.write(&run.out.join("checkpoint.safetensors"))?;
