@@ -70,9 +70,9 @@ impl Runs {
                 };
                 let line = format!("{}: {result}", describe(settings));
                 if bar.is_hidden() {
-                    println!("{line}")
+                    eprintln!("{line}");
                 } else {
-                    bar.println(line)
+                    bar.println(line);
                 }
                 ((*settings).clone(), outcome)
             })
