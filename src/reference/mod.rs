@@ -14,7 +14,7 @@ mod statistics;
 
 use crate::backend::{Backend, Shape};
 use crate::element::Element;
-use crate::error::{Result, check_len};
+use crate::error::{Error, Result, check_len};
 use crate::matrix::Host;
 use crate::objective::Activation;
 use crate::operations::*;
@@ -30,6 +30,9 @@ impl Backend for Reference {
     type Coupling = f64;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
+        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(Error::Overflow { what: "the size of a buffer" });
+        }
         Ok(vec![T::zeroed(); len])
     }
     fn upload<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
@@ -99,7 +102,8 @@ fn activate(activation: Activation, z: f64) -> f64 {
             }
         }
         Activation::Identity => z,
-        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p() + 0.0 * z,
+        // The second term is NaN for NaN, which the first is not.
+        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p(),
     }
 }
 
