@@ -374,7 +374,7 @@ fn check_finished<B: HostBackend>(under: &Under<B>, context: &str, case: &Finish
 
 fn correlation_dual<B: HostBackend>(under: &Under<B>) {
     for [n, h] in flat_shapes() {
-        if n < 2 || n > 300 {
+        if !(2..=300).contains(&n) {
             continue;
         }
         let a = activations::<B>([n, h], Activation::Relu);

@@ -85,7 +85,7 @@ fn one_row<B: HostBackend>(under: &Under<B>) {
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let problem = problem([1, 3, 4], Objective { reduction, ..LSE_ALONE }).rounded_for::<B>();
         let found = problem.step(under, &Plan::default()).unwrap();
-        let truth = problem.from_activations(&found.activations);
+        let truth = problem.given_activations(&found.activations);
         common::assert_within(&under.name, "grad_bias", &found.grad_bias, &truth.grad_bias, |j| {
             4.0 * under.storage(truth.grad_bias[j]) + 16.0 * under.real()
         });
@@ -171,7 +171,7 @@ fn no_inputs<B: HostBackend>(under: &Under<B>) {
                 let z = problem.bias[at % 4].max(0.0);
                 assert!((a - z).abs() <= under.storage(z), "{context}: a = {a}, b = {z}");
             }
-            let truth = problem.from_activations(&found.activations);
+            let truth = problem.given_activations(&found.activations);
             common::assert_within(&context, "grad_bias", &found.grad_bias, &truth.grad_bias, |j| {
                 8.0 * under.storage(truth.grad_bias[j]) + 64.0 * under.real()
             });
@@ -196,7 +196,7 @@ fn empty_shards_add_nothing<B: HostBackend>(under: &Under<B>) {
 /// A host that never has rows makes a plan for none, and takes part.
 fn a_rank_without_rows<B: HostBackend>(under: &Under<B>) {
     let whole = problem([6, 3, 4], Objective { lambda_wr: 1.0, ..Objective::default() });
-    let (_, statistics) = whole.sharded(under, &Plan::default(), &[0..6]).unwrap();
+    let (_, statistics) = whole.sharded(under, &Plan::default(), &common::step::shards(&[0, 6])).unwrap();
     let empty = Problem { shape: Shape { rows: 0, ..whole.shape }, x: Vec::new(), ..whole.clone() };
     let mut model = empty.model(under, &Plan::default()).unwrap();
     let mut mine = Statistics::new(4, true);

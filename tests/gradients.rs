@@ -130,14 +130,20 @@ fn forms_blocks_and_shards_make_no_difference() {
                 // Two rows correlate wholly, whatever they are: a gradient of 0, to rounding.
                 let tolerance = if n == 2 { 1e-10 } else { 1e-12 };
                 let expected = problem.step(&reference(), &primal).unwrap();
-                assert_same("from activations", &problem.from_activations(&expected.activations), &expected, tolerance);
+                assert_same(
+                    "given activations",
+                    &problem.given_activations(&expected.activations),
+                    &expected,
+                    tolerance,
+                );
                 for plan in Plan::all(problem.shape) {
                     let context = format!("{shape:?} {objective:?} {activation:?} {plan:?}");
                     assert_same(&context, &problem.step(&reference(), &plan).unwrap(), &expected, tolerance);
                     if plan.correlation_form == Form::Dual {
                         continue;
                     }
-                    for shards in [vec![0..n], vec![0..1, 1..1, 1..n], vec![0..n / 2, n / 2..n - 1, n - 1..n, n..n]] {
+                    for cuts in [vec![0, n], vec![0, 1, 1, n], vec![0, n / 2, n - 1, n, n]] {
+                        let shards = common::step::shards(&cuts);
                         let (found, _) = problem.sharded(&reference(), &plan, &shards).unwrap();
                         assert_same(&format!("{context} {shards:?}"), &found, &expected, tolerance);
                     }

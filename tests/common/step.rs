@@ -171,7 +171,7 @@ impl Problem {
     }
 
     /// What the reference makes of given activations, for instance those that a kernel stored: its rounding of z and its mask.
-    pub fn from_activations(&self, activations: &[f64]) -> Outcome {
+    pub fn given_activations(&self, activations: &[f64]) -> Outcome {
         let Shape { rows: n, inputs: d, latents: h } = self.shape;
         let (reference, place, objective) = (reference(), Place::DENSE, self.objective);
         let row_loss: Vec<f64> = activations.chunks(h).take(n).map(row_loss).collect();
@@ -242,6 +242,11 @@ pub fn finish(activations: &[f64], n: usize, h: usize, objective: Objective) -> 
 pub fn row_loss(row: &[f64]) -> f64 {
     let least = row.iter().copied().fold(f64::INFINITY, f64::min);
     least - row.iter().map(|a| (least - a).exp()).sum::<f64>().ln()
+}
+
+/// The ranges between cuts.
+pub fn shards(cuts: &[usize]) -> Vec<Range<usize>> {
+    cuts.windows(2).map(|cut| cut[0]..cut[1]).collect()
 }
 
 /// A step's inputs and outputs in guarded memory.
