@@ -874,8 +874,8 @@ fn assert_refused(context: &str, name: &str, result: sae_kernels::Result<()>) {
 fn too_small_a_workspace<B: HostBackend>(under: &Under<B>) {
     for [n, d, h] in [[1, 1, 1], [5, 3, 4], [70, 33, 65]] {
         let promised = under.backend.workspace_len(Shape { rows: n, inputs: d, latents: h }).unwrap();
-        for operation in 0..OPERATIONS.len() {
-            let context = format!("{}: {} {n}×{d}×{h}", under.name, OPERATIONS[operation]);
+        for operation in OPERATIONS {
+            let context = format!("{}: {} {n}×{d}×{h}", under.name, operation);
             match with_workspace(under, operation, [n, d, h], 0, &context) {
                 Ok(()) => (),
                 Err(Error::Workspace { needed, found: 0 }) => {
@@ -905,7 +905,7 @@ const OPERATIONS: [&str; 9] = [
 /// Runs an operation in a workspace of that length and, after an error, checks that its outputs are as they were.
 fn with_workspace<B: HostBackend>(
     under: &Under<B>,
-    operation: usize,
+    operation: &str,
     [n, d, h]: [usize; 3],
     len: usize,
     context: &str,
@@ -928,7 +928,7 @@ fn with_workspace<B: HostBackend>(
     let [hh, hd] = &mut matrices;
     let [mhh, mnn] = &mut coupling;
     let workspace = scratch.slice_mut();
-    let result = match OPERATIONS[operation] {
+    let result = match operation {
         "encode" => backend.encode(Encode {
             x: x.mat(),
             weight: weight.mat(),
@@ -1035,11 +1035,15 @@ fn with_workspace<B: HostBackend>(
 }
 
 #[test]
-fn uploads_and_downloads_need_the_same_length() {
+fn buffers() {
     use sae_kernels::{Backend, Cpu, Reference};
     fn check<B: HostBackend>(backend: &B) {
         assert!(matches!(backend.upload(&[1f32; 3], &mut [0.0; 2]), Err(Error::Length { .. })));
         assert!(matches!(backend.download(&[1f32; 2], &mut [0.0; 3]), Err(Error::Length { .. })));
+        // Past isize::MAX bytes, past usize::MAX.
+        for len in [1 << 60, 1 << 61, usize::MAX] {
+            assert!(matches!(backend.alloc::<f64>(len), Err(Error::Overflow { .. })), "{len}");
+        }
         let mut buffer = backend.alloc::<f32>(5000).unwrap();
         assert!(buffer.len() == 5000 && buffer.iter().all(|v| *v == 0.0));
         backend.upload(&vec![2.0; 5000], &mut buffer).unwrap();

@@ -6,10 +6,10 @@ mod common;
 
 use common::ops::{self, Backward, Correlation, Decode, DecodeBackward, Encode, StatisticsPart};
 use common::{HostBackend, Place, Under, assert_same_bits, integers, reference, rng, rounded};
-use sae_kernels::Activation;
 use sae_kernels::operations::Layout;
+use sae_kernels::{Activation, Element};
 
-on_every_backend!(encode, comoments, product, column_sums, backward_dz, decode, decode_backward);
+on_every_backend!(encode, comoments, product, column_sums, backward_dz, decode, decode_backward, large_products);
 
 const EDGES: [usize; 21] = [1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 28, 31, 32, 33, 48, 64, 65];
 
@@ -99,6 +99,26 @@ fn product<B: HostBackend>(under: &Under<B>) {
                 let truth = ops::product(&reference(), place, layout, [m, n, k], &left, &right, before);
                 assert_equal(&context, "out", &found, &truth);
             }
+        }
+    }
+}
+
+/// Freivalds' check of products that cross every cache block: (L Rᵀ) v = L (Rᵀ v), exact in whole numbers.
+fn large_products<B: HostBackend>(under: &Under<B>) {
+    if B::Real::NAME == "f64" {
+        // The reference has no blocks to cross, and takes long.
+        return;
+    }
+    for [m, n, k] in [[1100, 1300, 300], [270, 260, 2100]] {
+        let mut rng = rng(k as u64);
+        let (left, right) = (integers(&mut rng, m * k, 2), integers(&mut rng, n * k, 2));
+        let v = integers(&mut rng, n, 9);
+        let inner: Vec<f64> = (0..k).map(|l| (0..n).map(|j| right[j * k + l] * v[j]).sum()).collect();
+        let truth: Vec<f64> = left.chunks(k).map(|row| row.iter().zip(&inner).map(|(l, r)| l * r).sum()).collect();
+        for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
+            let out = ops::product(under, Place::STRIDED, layout, [m, n, k], &left, &right, None);
+            let found: Vec<f64> = out.chunks(n).map(|row| row.iter().zip(&v).map(|(o, v)| o * v).sum()).collect();
+            assert_equal(&format!("{}: product {layout:?} {m}×{n}×{k}", under.name), "out · v", &found, &truth);
         }
     }
 }

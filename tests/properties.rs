@@ -85,6 +85,7 @@ proptest! {
         let n = rows as f64;
         let mean: Vec<f64> = (0..h).map(|j| batch.iter().map(|row| row[j]).sum::<f64>() / n).collect();
         close(&statistics.mean(), &mean, 1e-13)?;
+        close(&[statistics.row_loss_sum()], &[batch.iter().map(|row| row[0] - 0.5).sum()], 1e-13)?;
         let sum: Vec<f64> = (0..h).map(|j| batch.iter().map(|row| row[j] - statistics.shift()[j]).sum()).collect();
         close(statistics.sum(), &sum, 1e-13)?;
         for i in 0..h {
