@@ -59,3 +59,8 @@ pub use objective::{Activation, Form, Losses, Objective, Reduction};
 pub use reference::Reference;
 pub use standard::{StandardConfig, StandardGradients, StandardLosses, StandardParameters, StandardSae};
 pub use statistics::Statistics;
+
+/// The README's example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

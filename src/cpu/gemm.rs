@@ -73,9 +73,10 @@ impl Cut {
     fn new(len: usize, panel: usize) -> Self {
         Self { len, panel, groups: len.div_ceil(panel).div_ceil(GROUP) }
     }
-    /// The rows of an output.
+    /// The rows of an output, in as few panels as the tile allows, all of about the same size: no tile is nearly empty.
     pub(crate) fn rows(isa: Isa, rows: usize) -> Self {
-        Self::new(rows, isa.tile().0)
+        let panels = rows.div_ceil(isa.tile().0).max(1);
+        Self::new(rows, rows.div_ceil(panels).max(1))
     }
     /// The columns of an output.
     pub(crate) fn cols(isa: Isa, cols: usize) -> Self {
@@ -98,18 +99,23 @@ impl Cut {
     fn groups_per_part(&self, panel_len: usize) -> usize {
         (PACK_LIMIT / (panel_len * GROUP).max(1)).clamp(1, self.groups.max(1))
     }
-    /// Elements of the largest packed part.
+    /// Elements that the largest packed part may take. Grows with the length and the panel, so that a workspace for a shape
+    /// serves every smaller one.
     fn part_len(&self, panel_len: usize) -> usize {
         let panels = self.len.div_ceil(self.panel);
-        panels.min(self.groups_per_part(panel_len) * GROUP) * panel_len
+        panels.saturating_mul(panel_len).min(PACK_LIMIT.max(panel_len.saturating_mul(GROUP)))
+    }
+    /// Width of a packed panel of rows.
+    fn left_width(&self) -> usize {
+        left_width(self.panel)
     }
 }
 
 /// Elements of a workspace that a product takes.
 pub(crate) fn workspace_len(isa: Isa, rows: usize, cols: usize, depth: usize) -> usize {
-    let (tile_rows, tile_cols) = isa.tile();
-    let left = Cut::rows(isa, rows).part_len(left_width(tile_rows).saturating_mul(depth));
-    let right = Cut::cols(isa, cols).part_len(tile_cols.saturating_mul(depth));
+    let (row_cut, col_cut) = (Cut::rows(isa, rows), Cut::cols(isa, cols));
+    let left = row_cut.part_len(row_cut.left_width().saturating_mul(depth));
+    let right = col_cut.part_len(col_cut.panel.saturating_mul(depth));
     f32_len(left) + f32_len(right)
 }
 
@@ -127,19 +133,18 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
         let isa = core.isa;
         let (rows, cols, depth) = (self.left.len(), self.right.len(), self.left.depth());
         debug_assert_eq!(depth, self.right.depth());
-        let (tile_rows, tile_cols) = isa.tile();
-        let (left_panel, right_panel) = (left_width(tile_rows) * depth, tile_cols * depth);
         let (row_cut, col_cut) = (Cut::rows(isa, rows), Cut::cols(isa, cols));
+        let (left_panel, right_panel) = (row_cut.left_width() * depth, col_cut.panel * depth);
         let (left_space, right_space) = workspace.split_at_mut(f32_len(row_cut.part_len(left_panel)));
         let left_space: &mut [f32] = bytemuck::cast_slice_mut(left_space);
         let right_space: &mut [f32] = bytemuck::cast_slice_mut(right_space);
         let (row_step, col_step) = (row_cut.groups_per_part(left_panel), col_cut.groups_per_part(right_panel));
 
         for col_groups in parts(col_cut.groups, col_step) {
-            let right = Packed::new(core, &self.right, col_cut, &col_groups, right_panel, tile_cols, right_space);
+            let right = Packed::new(core, &self.right, col_cut, &col_groups, right_panel, col_cut.panel, right_space);
             for row_groups in parts(row_cut.groups, row_step) {
                 let left =
-                    Packed::new(core, &self.left, row_cut, &row_groups, left_panel, left_width(tile_rows), left_space);
+                    Packed::new(core, &self.left, row_cut, &row_groups, left_panel, row_cut.left_width(), left_space);
                 let tasks = row_groups.len() * col_groups.len();
                 let first = (row_groups.start, col_groups.start);
                 let part_rows = row_cut.group(row_groups.start).start..row_cut.group(row_groups.end - 1).end;
@@ -160,6 +165,7 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
                         left: left.panels(row_cut, row_index),
                         right: right.panels(col_cut, col_index),
                         depth,
+                        tile_rows: row_cut.panel,
                         upper: self.upper,
                     });
                     epilogue.end(state, &group);
@@ -239,6 +245,7 @@ struct GroupTask<'a, X: Epilogue> {
     left: &'a [f32],
     right: &'a [f32],
     depth: usize,
+    tile_rows: usize,
     upper: bool,
 }
 
@@ -250,8 +257,9 @@ impl<X: Epilogue> Task for GroupTask<'_, X> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (tile_rows, tile_cols) = (S::ROWS, TILE_VECTORS * S::LANES);
+        let (tile_rows, tile_cols) = (self.tile_rows, TILE_VECTORS * S::LANES);
         let (left_panel, right_panel) = (left_width(tile_rows) * self.depth, tile_cols * self.depth);
+        let product_tile = S::TILES[tile_rows - 1];
         let mut buffer = TileBuffer([0.0; MAX_TILE]);
         let (all_rows, all_cols) = (&self.group.rows, &self.group.cols);
         for (j, col) in all_cols.clone().step_by(tile_cols).enumerate() {
@@ -263,8 +271,8 @@ impl<X: Epilogue> Task for GroupTask<'_, X> {
                 }
                 let rows = row..all_rows.end.min(row + tile_rows);
                 let left = &self.left[i * left_panel..(i + 1) * left_panel];
-                // SAFETY: the panels have `depth` steps, and the buffer room for the largest tile.
-                unsafe { s.product_tile(self.depth, left.as_ptr(), right.as_ptr(), buffer.0.as_mut_ptr()) };
+                // SAFETY: the panels have `depth` steps, the buffer has room for the largest tile, and `Isa::run` came here.
+                unsafe { product_tile(self.depth, left.as_ptr(), right.as_ptr(), buffer.0.as_mut_ptr()) };
                 let tile = Tile { data: &buffer.0, stride: tile_cols, rows, cols: cols.clone() };
                 self.epilogue.tile(s, self.state, self.group, tile);
             }
@@ -320,6 +328,45 @@ impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
                 }
                 let tile = Tile { data: &buffer.0, stride: tile_cols, rows: rows.clone(), cols };
                 self.epilogue.tile(s, self.state, self.group, tile);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_cover_everything_once_in_nearly_equal_parts() {
+        for isa in Isa::available() {
+            for len in (0..700).chain([4096, 6145]) {
+                for cut in [Cut::rows(isa, len), Cut::cols(isa, len)] {
+                    let sizes: Vec<usize> = (0..cut.groups()).map(|group| cut.group(group).len()).collect();
+                    let covered: Vec<usize> = (0..cut.groups()).flat_map(|group| cut.group(group)).collect();
+                    assert_eq!(covered, (0..len).collect::<Vec<_>>(), "{isa:?}, {len}");
+                    let largest = sizes.iter().max().copied().unwrap_or(0);
+                    assert!(largest <= cut.panel * GROUP && largest <= MAX_GROUP_COLS.max(MAX_GROUP_ROWS));
+                    // All but the last differ by one panel at most.
+                    assert!(
+                        sizes.iter().rev().skip(1).all(|size| size + cut.panel >= largest),
+                        "{isa:?}, {len}: {sizes:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_workspace_for_a_shape_serves_every_smaller_one() {
+        let extents = [0, 1, 9, 14, 15, 16, 17, 28, 29, 100, 128, 500, 784, 1000, 2000, 3000, 4096, 5000, 8192, 20_000];
+        for isa in Isa::available() {
+            for pair in extents.windows(2) {
+                for [a, b] in extents.iter().flat_map(|a| extents.iter().map(|b| [*a, *b])) {
+                    let len = |x: usize| [[x, a, b], [a, x, b], [a, b, x]].map(|[m, n, k]| workspace_len(isa, m, n, k));
+                    let (smaller, larger) = (len(pair[0]), len(pair[1]));
+                    assert!(smaller.iter().zip(&larger).all(|(s, l)| s <= l), "{isa:?}, {pair:?}, {a}, {b}");
+                }
             }
         }
     }

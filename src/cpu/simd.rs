@@ -165,11 +165,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn first_lanes(self, count: usize, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     fn horizontal_min(self, x: Self::Vector) -> f32;
     fn horizontal_sum(self, x: Self::Vector) -> f32;
-    /// The register tile of a product: `tile = left · right`, `left` in steps of `PANEL` ≥ ROWS elements, `right` in steps of two vectors.
-    ///
-    /// # Safety
-    /// `left` has `depth` × [`left_width`] elements, `right` `depth` × two vectors, `tile` ROWS × two vectors.
-    unsafe fn product_tile(self, depth: usize, left: *const f32, right: *const f32, tile: *mut f32);
+    /// The register tiles of 1 to `ROWS` rows: `TILES[rows − 1]`.
+    const TILES: &'static [ProductTile];
     /// Transposes 8×8 elements.
     ///
     /// # Safety
@@ -204,6 +201,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
+/// `tile = left · right` for a depth, a left panel in steps of [`left_width`] elements, a right panel in steps of two vectors, and a
+/// tile whose rows are two vectors long.
+///
+/// # Safety
+/// The panels have `depth` steps, the tile as many rows as the function is for, and the processor the instruction set.
+pub(crate) type ProductTile = unsafe fn(usize, *const f32, *const f32, *mut f32);
+
 /// Elements of one step of a packed left panel: the tile's rows, rounded up so that panels are packed by whole 8×8 transposes.
 pub(crate) const fn left_width(rows: usize) -> usize {
     rows.next_multiple_of(TRANSPOSE)
@@ -212,10 +216,10 @@ pub(crate) const fn left_width(rows: usize) -> usize {
 /// Steps of the depth that are summed in registers before they are added to the tile in memory. Shorter sums round less.
 const DEPTH_CHUNK: usize = 256;
 
-/// The register tile: outer products of a column of `left` and a row of `right`, `ROWS` × 2 accumulators.
+/// A [`ProductTile`]: outer products of a column of `left` and a row of `right`, `ROWS` × 2 accumulators.
 ///
 /// # Safety
-/// As [`Simd::product_tile`].
+/// As [`ProductTile`].
 #[inline(always)]
 unsafe fn product_tile<S: Simd, const ROWS: usize>(
     simd: S,
@@ -259,6 +263,41 @@ unsafe fn product_tile<S: Simd, const ROWS: usize>(
     }
 }
 
+// The tiles are functions of their own: shared by all epilogues, and inlined between an epilogue's code the portable loop is not
+// vectorised and 4 times slower.
+
+/// # Safety
+/// As [`ProductTile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn tile_avx512<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { product_tile::<Avx512, ROWS>(Avx512(()), depth, left, right, tile) }
+}
+
+/// # Safety
+/// As [`ProductTile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile_avx2<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { product_tile::<Avx2, ROWS>(Avx2(()), depth, left, right, tile) }
+}
+
+/// # Safety
+/// As [`ProductTile`].
+#[inline(never)]
+unsafe fn tile_portable<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { product_tile::<Portable, ROWS>(Portable, depth, left, right, tile) }
+}
+
+macro_rules! tiles {
+    ($tile:ident: $($rows:literal)*) => {
+        &[$($tile::<$rows>),*]
+    };
+}
+
 /// AVX-512: 14×32, 28 accumulators of the 32 registers.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
@@ -281,6 +320,7 @@ impl Simd for Avx512 {
     type Vector = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 14;
+    const TILES: &'static [ProductTile] = tiles!(tile_avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -347,10 +387,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(x) }
     }
     #[inline(always)]
-    unsafe fn product_tile(self, depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-        unsafe { product_tile::<Self, { Self::ROWS }>(self, depth, left, right, tile) }
-    }
-    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         unsafe { transpose_avx(from, from_stride, to, to_stride) }
     }
@@ -372,6 +408,7 @@ impl Simd for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     const ROWS: usize = 6;
+    const TILES: &'static [ProductTile] = tiles!(tile_avx2: 1 2 3 4 5 6);
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -453,10 +490,6 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn product_tile(self, depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-        unsafe { product_tile::<Self, { Self::ROWS }>(self, depth, left, right, tile) }
-    }
-    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         unsafe { transpose_avx(from, from_stride, to, to_stride) }
     }
@@ -514,6 +547,7 @@ impl Simd for Portable {
     type Vector = [f32; 4];
     const LANES: usize = 4;
     const ROWS: usize = 4;
+    const TILES: &'static [ProductTile] = tiles!(tile_portable: 1 2 3 4);
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 4] {
@@ -581,12 +615,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn horizontal_sum(self, x: [f32; 4]) -> f32 {
         (x[0] + x[2]) + (x[1] + x[3])
-    }
-    // On its own the loop vectorises; inlined between an epilogue's code it does not, and is 4 times slower.
-    #[inline(never)]
-    unsafe fn product_tile(self, depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { product_tile::<Self, { Self::ROWS }>(self, depth, left, right, tile) }
     }
     #[inline(always)]
     unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {

@@ -14,7 +14,7 @@ mod statistics;
 
 use crate::backend::{Backend, Shape};
 use crate::element::Element;
-use crate::error::{Error, Result, check_len};
+use crate::error::Result;
 use crate::matrix::Host;
 use crate::objective::Activation;
 use crate::operations::*;
@@ -30,18 +30,13 @@ impl Backend for Reference {
     type Coupling = f64;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
-        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
-            return Err(Error::Overflow { what: "the size of a buffer" });
-        }
-        Ok(vec![T::zeroed(); len])
+        Host::alloc(len)
     }
     fn upload<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        check_len("target", source.len(), target.len())?;
-        target.copy_from_slice(source);
-        Ok(())
+        Host::copy(source, target)
     }
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        self.upload(source, target)
+        Host::copy(source, target)
     }
     fn workspace_len(&self, _: Shape) -> Result<usize> {
         Ok(0)
