@@ -183,8 +183,10 @@ impl<B: Backend> DecoderFree<B> {
         self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
         self.finish(count, correlation)?;
         self.dual(step.x.rows(), step.activations.as_ref(), correlation)?;
-        let encoded = step.activations.is_some() || step.x.rows() <= self.block_rows;
-        self.second_pass(&mut step, correlation, encoded, false)?;
+        // All activations are there if the caller keeps them, else those of the last block.
+        let last = blocks(step.x.rows(), self.block_rows).next_back().map_or(0, |block| block.start);
+        let encoded_from = if step.activations.is_some() { 0 } else { last };
+        self.second_pass(&mut step, correlation, encoded_from, false)?;
         self.weight_term(step.weight, Some(step.grad_weight))
     }
 
@@ -295,7 +297,7 @@ impl<B: Backend> DecoderFree<B> {
         let correlation = self.sharded_correlation()?;
         self.upload_statistics(statistics, correlation)?;
         self.finish(count, correlation)?;
-        self.second_pass(&mut step, correlation, false, true)?;
+        self.second_pass(&mut step, correlation, usize::MAX, true)?;
         self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
     }
 
@@ -522,13 +524,13 @@ impl<B: Backend> DecoderFree<B> {
         })
     }
 
-    /// The backward pass, block by block, last block first: its activations are still there. Others are encoded again, unless all are
-    /// `encoded`. The first block processed overwrites the gradients, unless `accumulate`.
+    /// The backward pass, block by block, last block first: its activations may still be there. Rows before `encoded_from` are
+    /// encoded again. The first block processed overwrites the gradients, unless `accumulate`.
     fn second_pass(
         &mut self,
         step: &mut DecoderFreeStep<'_, B>,
         correlation: Correlation,
-        encoded: bool,
+        encoded_from: usize,
         accumulate: bool,
     ) -> Result<()> {
         let h = self.config.shape.latents;
@@ -538,7 +540,7 @@ impl<B: Backend> DecoderFree<B> {
             let accumulate = accumulate || block.end < step.x.rows();
             let mut a = block_of(&mut step.activations, &mut self.activations, &block, h)?;
             let mut row_loss = rows_of::<B>(&mut step.row_loss, &mut self.row_loss, &block);
-            if !encoded {
+            if block.start < encoded_from {
                 self.backend.encode(Encode {
                     x,
                     weight: step.weight,

@@ -80,7 +80,7 @@ macro_rules! half_element {
                 self.to_f64()
             }
             fn from_f64(value: f64) -> Self {
-                Self::from_f64(value)
+                Self::from_f32(round_to_odd(value))
             }
             fn to_f32(self) -> f32 {
                 self.to_f32()
@@ -99,3 +99,14 @@ macro_rules! half_element {
 }
 half_element!(bf16, "bf16", 8);
 half_element!(f16, "f16", 11);
+
+/// Rounds to `f32` so that rounding again, to fewer digits, gives what one rounding of `value` would: an inexact result is cut off
+/// and its last digit set.
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || !nearest.is_finite() {
+        return nearest;
+    }
+    let cut = if f64::from(nearest).abs() > value.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(cut | 1)
+}

@@ -346,13 +346,14 @@ fn check_finished<B: HostBackend>(under: &Under<B>, context: &str, case: &Finish
                 assert_eq!(found.coupling[i * h + j], found.coupling[j * h + i], "{context}: symmetry of the coupling");
             }
         }
-        // offset = M(μ − c') for a backend that subtracts the rounded mean, or nothing, before its product.
+        // offset = M(μ − c') + d·(μ − mean); c' is the rounded mean, or 0 for a backend that subtracts nothing before its product.
         let exact: Vec<f64> = (0..h).map(|j| case.shift[j] + case.sum[j] / case.count as f64).collect();
         let offset = |subtracted: &dyn Fn(usize) -> f64| -> Vec<(f64, f64)> {
             (0..h)
                 .map(|j| {
                     let term = |i: usize| found.coupling[j * h + i] * (exact[i] - subtracted(i));
-                    let terms: Vec<f64> = (0..h).map(term).collect();
+                    let rounding = found.scale[j] * (exact[j] - found.mean[j]);
+                    let terms: Vec<f64> = (0..h).map(term).chain([rounding]).collect();
                     (terms.iter().sum(), terms.iter().map(|t| t.abs()).sum())
                 })
                 .collect()
@@ -502,6 +503,8 @@ fn check_backward<B: HostBackend>(under: &Under<B>, case: &Backward, place: Plac
                 Correlation::Primal { coupling, offset } => {
                     let term = |i: usize| (a[i] - exact[i]) * coupling[i * h + j];
                     da += (0..h).map(term).sum::<f64>();
+                    // The offset makes up for the rounding of the mean above, too.
+                    da += (statistics.mean[j] - exact[j]) * statistics.scale[j];
                     let subtracted = |i: usize| a[i].abs() * f64::from(u8::from(offset[j].abs() > 1e-3));
                     error += z_factor(h)
                         * u

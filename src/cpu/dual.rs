@@ -1,4 +1,4 @@
-//! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with q in its epilogue. Â is made while packing and never stored.
+//! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with P and q in its epilogue. Â is made while packing and never stored.
 
 use super::gemm::{Cut, Epilogue, Gemm, Group, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch, f32_len};
@@ -12,7 +12,7 @@ use crate::matrix::MatRef;
 use crate::operations::CorrelationDual;
 
 pub(super) fn workspace_len(isa: Isa, n: usize, h: usize) -> usize {
-    2 * f32_len(h)
+    3 * f32_len(h)
         + 2 * h
         + symmetric::slots_len(isa, n)
         + 2 * Cut::rows(isa, n).groups() * h
@@ -24,7 +24,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
     let isa = core.isa;
     let mut scratch = Scratch::new(args.workspace, workspace_len(isa, n, h))?;
     let degrees = n as f64 - 1.0;
-    let (inverse_deviation, gain) = (scratch.f32(h), scratch.f32(h));
+    let (inverse_deviation, gain, diagonal) = (scratch.f32(h), scratch.f32(h), scratch.f32(h));
     let (squares, coupled) = (scratch.f64(h), scratch.f64(h));
     let factor = 4.0 * args.lambda_tc / degrees;
     for j in 0..h {
@@ -32,6 +32,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         let inverse = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
         inverse_deviation[j] = inverse as f32;
         gain[j] = (factor * inverse) as f32;
+        diagonal[j] = (v * inverse * inverse) as f32;
     }
     let standardize = |axis| Affine { axis, shift: Some(args.mean), scale: Some(&*inverse_deviation) };
 
@@ -54,6 +55,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         mean: args.mean,
         inverse_deviation,
         gain,
+        diagonal,
         product: Out::new(&mut args.product),
         square_slots: Out::dense(&mut *square_slots, h),
         coupled_slots: Out::dense(&mut *coupled_slots, h),
@@ -69,26 +71,29 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
 
     args.loss[0] = norm;
     for j in 0..h {
-        // All of the rounded numbers that the product was made of, 1/√v too: its part along a − μ is large where columns are
+        // All of the rounded numbers that the product was made of, c and 1/√v too: its part along a − μ is large where columns are
         // correlated, and must leave it to the last digit.
         let (inverse, gain) = (f64::from(inverse_deviation[j]), f64::from(gain[j]));
         let c = squares[j] / degrees;
-        let q = coupled[j] / degrees - c * c;
+        let (left, taken) = (coupled[j] / degrees, f64::from(diagonal[j]));
+        let q = left + (taken - c) * c;
         args.loss[0] -= c * c;
         if inverse != 0.0 {
             // 1/√v = inverse/√c, as c = v·inverse².
-            args.scale[j] = (f64::from(args.scale[j]) - gain * inverse * (q / c.sqrt() + c)) as f32;
+            args.scale[j] = (f64::from(args.scale[j]) - gain * inverse * (q / c.sqrt() + (c - taken))) as f32;
         }
     }
     Ok(())
 }
 
-/// g·KÂ, and the column sums of Â² and Â∘KÂ.
+/// g·(KÂ − Â·diag(c)), and the column sums of Â² and of Â times what is left of KÂ.
 struct DualEpilogue<'a, E: CpuElement> {
     activations: MatRef<'a, E>,
     mean: &'a [f32],
     inverse_deviation: &'a [f32],
     gain: &'a [f32],
+    /// c.
+    diagonal: &'a [f32],
     product: Out<'a, E>,
     square_slots: Out<'a, f64>,
     coupled_slots: Out<'a, f64>,
@@ -106,12 +111,14 @@ impl<E: CpuElement> Epilogue for DualEpilogue<'_, E> {
         let mean = rows::load(s, &self.mean[tile.cols.clone()]);
         let inverse = rows::load(s, &self.inverse_deviation[tile.cols.clone()]);
         let gain = rows::load(s, &self.gain[tile.cols.clone()]);
+        let diagonal = rows::load(s, &self.diagonal[tile.cols.clone()]);
         let (mut squares, mut coupled) = (rows::splat(s, 0.0), rows::splat(s, 0.0));
         for (i, row) in tile.rows.clone().enumerate() {
             let mut product = rows::load(s, tile.row(i));
             let a = rows::widen(s, &self.activations.row(row)[tile.cols.clone()]);
             for v in 0..TILE_VECTORS {
                 let standardized = s.mul(s.sub(a[v], mean[v]), inverse[v]);
+                product[v] = s.sub(product[v], s.mul(standardized, diagonal[v]));
                 squares[v] = s.fma(standardized, standardized, squares[v]);
                 coupled[v] = s.fma(standardized, product[v], coupled[v]);
                 product[v] = s.mul(product[v], gain[v]);

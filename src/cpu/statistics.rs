@@ -126,13 +126,13 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
         let column = |slots: &[f64]| slots[j..].iter().step_by(h).sum::<f64>();
         let q = column(q_slots);
         args.losses[1] += q;
-        primal.offset[j] = column(offset_slots) as f32;
         // The term with 1/√v of d; the other is there already.
         if variance[j] != 0.0 {
             let term = 4.0 * objective.lambda_tc * q * inverse_deviation[j] / variance[j].sqrt();
             let other = 2.0 * objective.lambda_var / (variance[j] + objective.variance_eps);
             args.scale[j] = (-(term + other) / (n - 1.0)) as f32;
         }
+        primal.offset[j] = (column(offset_slots) + f64::from(args.scale[j]) * residue[j]) as f32;
     }
     Ok(())
 }
@@ -152,7 +152,7 @@ struct Coupling<'a> {
     coupling: Out<'a, f32>,
     /// Row b holds what the pairs with block b add to each column's q.
     q_slots: Out<'a, f64>,
-    /// The same for the offset M(μ − mean).
+    /// The same for M(μ − mean).
     offset_slots: Out<'a, f64>,
 }
 

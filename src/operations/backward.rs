@@ -8,7 +8,7 @@ use crate::objective::Activation;
 /// ∂L/∂z and ∂L/∂b: one product with an epilogue.
 ///
 /// ```text
-/// dA = w·exp(ℓ − a) + (a − c')·M − 1·offsetᵀ + (a − 1μᵀ)·diag(d)
+/// dA = w·exp(ℓ − a) + (a − c')·M − 1·offsetᵀ + (a − 1·meanᵀ)·diag(d)
 /// dZ = dA ⊙ f'(z)        db = Σ_n dZ
 /// ```
 ///
@@ -55,7 +55,7 @@ pub enum CorrelationTerm<'a, B: Backend + ?Sized> {
     Primal {
         /// M \[H,H\].
         coupling: Mat<'a, B, B::Coupling>,
-        /// M(μ − c') \[H\].
+        /// M(μ − c') + d·(μ − mean) \[H\].
         offset: Slice<'a, B, B::Real>,
     },
     /// It stands in `dz` already.

@@ -10,12 +10,14 @@ use crate::error::{Error, Result};
 ///
 /// ```text
 /// K = Â Âᵀ/(N−1)       c_j = Σ_n Â_nj²/(N−1) = v_j/s_j²        L_tc = ‖K‖_F² − Σ_j c_j²
-/// g_j = 4 λ_tc/((N−1) s_j)          product_nj = g_j (KÂ)_nj
-/// q_j = Σ_n Â_nj (KÂ)_nj/(N−1) − c_j²
-/// scale_j −= 4 λ_tc/(N−1) · [q_j/(s_j √v_j) + c_j/s_j²]
+/// P = KÂ − Â·diag(c)                q_j = Σ_n Â_nj P_nj/(N−1)
+/// product_nj = 4 λ_tc/((N−1) s_j) · P_nj          scale_j −= 4 λ_tc/(N−1) · q_j/(s_j √v_j)
 /// ```
 ///
-/// so that the term's gradient is `product + (a − μ)·diag(scale)`, which [`BackwardDz`](super::BackwardDz) finishes.
+/// so that the term's gradient is `product + (a − μ)·diag(scale)`, which [`BackwardDz`](super::BackwardDz) finishes. The diagonal
+/// part Â·diag(c) leaves the product before it is rounded to the storage type: it may be much larger than what is left.
+/// With 16-bit storage that rounding still makes the gradient's error up to 7 times that of the primal form, for few rows or strongly
+/// correlated latents; [`Form::Primal`](crate::Form::Primal) avoids it.
 ///
 /// The block must be the whole batch. Errors: [`Error::TooFewRows`] for N < 2.
 pub struct CorrelationDual<'a, B: Backend + ?Sized> {
@@ -29,7 +31,7 @@ pub struct CorrelationDual<'a, B: Backend + ?Sized> {
     pub lambda_tc: f64,
     /// K \[N,N\], symmetric; written.
     pub gram: MatOut<'a, B, B::Coupling>,
-    /// g_j (KÂ)_nj \[N,H\]; written. The buffer that will hold dZ.
+    /// 4 λ_tc/((N−1) s_j) · P_nj \[N,H\]; written. The buffer that will hold dZ.
     pub product: MatOut<'a, B, B::Element>,
     /// d \[H\]; the term's part is added.
     pub scale: SliceMut<'a, B, B::Real>,

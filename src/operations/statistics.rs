@@ -74,14 +74,14 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
 /// C_ij = cov_ij/(s_i s_j)     Ĉ = offdiag(C)     q_i = Σ_j Ĉ_ij²     L_tc = Σ_i q_i
 /// M_ij = 4 λ_tc/(N−1) · Ĉ_ij/(s_i s_j)
 /// d_i = −[4 λ_tc q_i/(s_i √v_i) + 2 λ_var/(v_i + ε)]/(N−1)
-/// offset = M(μ − c')
+/// offset = M(μ − c') + d·(μ − mean)
 /// ```
 ///
 /// With comoments, variances are those on their diagonal and the correlation is finished in its primal form. Without
 /// them (λ_tc = 0, or the dual form, which [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
 ///
 /// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
-/// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract.
+/// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract; and for the rounding of `mean` in (a − μ)·d.
 ///
 /// A dead or constant column (v = 0) has correlation 0 with all others and no 1/√v term: no 0/0 is formed.
 /// For dead columns that is what autograd of the authors' code gives.
@@ -118,7 +118,7 @@ pub struct PrimalCorrelation<'a, B: Backend + ?Sized> {
     pub comoments: Mat<'a, B, B::Real>,
     /// M \[H,H\], symmetric with a zero diagonal; written.
     pub coupling: MatOut<'a, B, B::Coupling>,
-    /// M(μ − c') \[H\]; written.
+    /// M(μ − c') + d·(μ − mean) \[H\]; written.
     pub offset: SliceMut<'a, B, B::Real>,
 }
 

@@ -23,16 +23,17 @@ pub(super) fn correlation_dual(mut args: CorrelationDual<'_, Reference>) -> Resu
     args.loss[0] = norm;
     for j in 0..h {
         let c = v[j] / (s[j] * s[j]);
-        let mut q = -c * c;
+        let mut q = 0.0;
         for row in 0..n {
             let k = args.gram.row_mut(row);
-            let product = dot(n, |m| k[m], |m| standardized(m, j));
+            let product = dot(n, |m| k[m], |m| standardized(m, j)) - standardized(row, j) * c;
             q += standardized(row, j) * product / degrees;
             args.product.row_mut(row)[j] = 4.0 * args.lambda_tc / (degrees * s[j]) * product;
         }
         args.loss[0] -= c * c;
-        let correlation = if v[j] == 0.0 { 0.0 } else { q / (s[j] * v[j].sqrt()) };
-        args.scale[j] -= 4.0 * args.lambda_tc / degrees * (correlation + c / (s[j] * s[j]));
+        if v[j] != 0.0 {
+            args.scale[j] -= 4.0 * args.lambda_tc / degrees * q / (s[j] * v[j].sqrt());
+        }
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ impl<T: Element> Guarded<T> {
         let mut matrix = Self::poisoned(place, rows, cols);
         for i in 0..rows {
             for j in 0..cols {
-                matrix.data[matrix.start + i * matrix.stride + j] = super::store(values[i * cols + j]);
+                matrix.data[matrix.start + i * matrix.stride + j] = T::from_f64(values[i * cols + j]);
             }
         }
         matrix

@@ -89,8 +89,9 @@ pub fn cpus<E: CpuElement>() -> Vec<Under<Cpu<E>>> {
     Isa::available().into_iter().map(|isa| cpu(isa, THREADS)).collect()
 }
 
-/// The CPU backend with an instruction set and a number of threads.
+/// The CPU backend with an instruction set and a number of threads; one in a build without threads.
 pub fn cpu<E: CpuElement>(isa: Isa, threads: usize) -> Under<Cpu<E>> {
+    let threads = if cfg!(feature = "rayon") { threads } else { 1 };
     let cpu = Cpu::with(isa, threads).unwrap();
     Under::new(format!("{} {} on {threads} threads", E::NAME, isa.name()), move || cpu.clone())
 }
@@ -123,23 +124,9 @@ pub fn uniform(rng: &mut StdRng, len: usize, scale: f64) -> Vec<f64> {
 pub fn integers(rng: &mut StdRng, len: usize, most: i32) -> Vec<f64> {
     (0..len).map(|_| f64::from(rng.random_range(-most..=most))).collect()
 }
-
-/// Rounds to nearest, ties to even, by way of an `f32` whose last bit says that there was more.
-pub fn store<T: Element>(value: f64) -> T {
-    if matches!(T::NAME, "f64" | "f32") {
-        return T::from_f64(value);
-    }
-    let near = value as f32;
-    if f64::from(near) == value || !near.is_finite() {
-        return T::from_f32(near);
-    }
-    let toward_zero = if f64::from(near).abs() > value.abs() { near.to_bits() - 1 } else { near.to_bits() };
-    T::from_f32(f32::from_bits(toward_zero | 1))
-}
-
 /// The values as `T` stores them.
 pub fn rounded<T: Element>(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|v| store::<T>(*v).to_f64()).collect()
+    values.iter().map(|v| T::from_f64(*v).to_f64()).collect()
 }
 
 /// Panics where a found value is farther than its bound from the truth; NaN and infinities must agree.

@@ -7,7 +7,7 @@ use super::step::{Outcome, Problem};
 use sae_kernels::{Element, Losses, Objective, Shape};
 
 ///
-/// `dual`: as the operations of the dual form have it, the term's product is stored, with what the diagonal contributes to it.
+/// `dual`: as the operations of the dual form have it, the term's product is stored.
 pub fn step<E: Element>(problem: &Problem, dual: bool) -> Outcome {
     let Shape { rows: n, inputs: d, latents: h } = problem.shape;
     let store = |v: f32| E::from_f32(v).to_f32();
@@ -52,11 +52,10 @@ pub fn step<E: Element>(problem: &Problem, dual: bool) -> Outcome {
         for j in 0..h {
             let tc = if v[j] == 0.0 { 0.0 } else { 4.0 * lambda_tc as f32 * q[j] / (s[j] * v[j].sqrt()) };
             let scale = -(tc + 2.0 * lambda_var as f32 / (v[j] + variance_eps as f32)) / degrees;
-            let diagonal = if dual { 4.0 * lambda_tc as f32 / degrees * v[j] / s[j].powi(4) } else { 0.0 };
             for row in 0..n {
                 let own = centred[row * h + j];
-                let product = sum(h, &|i| centred[row * h + i] * m[i * h + j]) + diagonal * own;
-                da[row * h + j] += if dual { store(product) } else { product } + own * (scale - diagonal);
+                let product = sum(h, &|i| centred[row * h + i] * m[i * h + j]);
+                da[row * h + j] += if dual { store(product) } else { product } + own * scale;
             }
         }
     }
