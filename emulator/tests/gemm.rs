@@ -86,10 +86,10 @@ fn planted_faults_are_found() {
     let module = module(GEMM);
     let case = Case::new(70, 75, 141);
     for (kernel, rules) in [
-        ("gemm_no_barrier", &[Rule::Race][..]),
-        ("gemm_late_wait", &[Rule::CopyNotAwaited, Rule::Race]),
+        ("gemm_no_barrier", &[Rule::Race, Rule::UninitialisedRead][..]),
+        ("gemm_late_wait", &[Rule::CopyNotAwaited, Rule::Race, Rule::UninitialisedRead]),
         ("gemm_early_refill", &[Rule::Race]),
-        ("gemm_skipped_barrier", &[Rule::DepartedThread, Rule::Race]),
+        ("gemm_skipped_barrier", &[Rule::DepartedThread, Rule::Race, Rule::UninitialisedRead]),
         ("gemm_row_overrun", &[Rule::OutOfBounds]),
         ("gemm_edge", &[Rule::OutOfBounds, Rule::RaceBetweenBlocks, Rule::Race]),
     ] {

@@ -5,7 +5,7 @@
 __device__ int sink;
 
 K out_of_bounds(int* p, int n) { p[threadIdx.x + (threadIdx.x == 31 ? n : 0)] = 1; }
-K out_of_bounds_shared(int* p, int n) { __shared__ int s[32]; s[threadIdx.x] = 0; __syncwarp(); p[0] = s[n]; }
+K out_of_bounds_shared(int* p, int n) { __shared__ int s[32]; s[threadIdx.x] = 0; __syncwarp(); p[threadIdx.x] = s[n]; }
 K misaligned(int* p, int n) { *reinterpret_cast<int2*>(p + n) = make_int2(1, 2); }
 K uninitialised_global(int* p, int n) { p[n] = p[n + 1]; }
 K uninitialised_shared(int* p, int n) {
@@ -14,8 +14,16 @@ K uninitialised_shared(int* p, int n) {
   __syncwarp();
   p[threadIdx.x] = s[threadIdx.x + (threadIdx.x == 7 ? 32 : 0)];
 }
+K race_shared_write_write(int* p, int n) {
+  __shared__ int s[64];
+  s[threadIdx.x] = s[threadIdx.x ^ 32] = n;
+  __syncthreads();
+  p[threadIdx.x] = s[threadIdx.x];
+}
 K race_shared_write_read(int* p, int n) {
   __shared__ int s[64];
+  s[threadIdx.x] = 0;
+  __syncthreads();
   s[threadIdx.x] = n;
   p[threadIdx.x] = s[threadIdx.x ^ 32];
 }

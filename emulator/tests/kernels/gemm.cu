@@ -77,7 +77,6 @@ FN void gemm(const __nv_bfloat16* A, const __nv_bfloat16* B, float* C, int M, in
         for (int j = 0; j < 4; ++j) mma_bf16(sum[i][j], a[i], b[j]);
     }
   }
-  copy_wait<0>();
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
