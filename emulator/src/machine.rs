@@ -68,6 +68,8 @@ pub(crate) struct Barrier {
     sum: ReleaseSum,
     votes: u32,
     at: u32,
+    /// It waits for the whole block.
+    whole: bool,
 }
 
 /// A block on the machine.
@@ -431,7 +433,7 @@ impl Machine<'_, '_> {
         }
         let bar = &mut block.barriers[id];
         if bar.arrived == 0 {
-            (bar.expected, bar.at) = (count, pc);
+            (bar.expected, bar.at, bar.whole) = (count, pc, op.count == SINK);
         } else if bar.expected != count {
             let (expected, at) = (bar.expected, bar.at);
             let mut fault =
@@ -512,7 +514,7 @@ impl Machine<'_, '_> {
                     }
                     State::Barrier(id) => {
                         let bar = &block.barriers[usize::from(id)];
-                        if done && bar.expected == block.threads.len() as u32 && rule == Rule::Deadlock {
+                        if done && bar.whole && rule == Rule::Deadlock {
                             rule = Rule::DepartedThread;
                         }
                         format!(
