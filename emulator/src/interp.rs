@@ -245,9 +245,9 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 return Err(RawFault::new(Rule::Trap, "an assertion failed").at("assert", clock.who(pc as u32)));
             }
             Op::Nothing => {}
-            Op::NeedDefined { slot, bit } => {
+            Op::NeedDefined { bit, name, .. } => {
                 if thread.defined[usize::from(*bit) / 64] >> (bit % 64) & 1 == 0 {
-                    let name = kernel.register_names.iter().find(|(s, _)| s == slot).map_or("?", |(_, n)| n);
+                    let name = kernel.register_names.get(*name as usize).map_or("?", |(_, n)| n);
                     let message = format!("register {name} is read before it is written");
                     return Err(RawFault::new(Rule::UndefinedRegister, message).at("read", clock.who(pc as u32)));
                 }
@@ -333,7 +333,9 @@ impl Memory<'_, '_> {
             _ => {
                 let mut bytes = [0; 16];
                 // The kernel's own parameters are the same for all threads and never written.
-                if let (Space::Param, Some(value)) = (space, self.env.parameters.get(address as usize..address as usize + n)) {
+                if let (Space::Param, Some(value)) =
+                    (space, self.env.parameters.get(address as usize..address as usize + n))
+                {
                     bytes[..n].copy_from_slice(value);
                     return Ok(u128::from_le_bytes(bytes));
                 }

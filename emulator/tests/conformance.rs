@@ -177,7 +177,10 @@ fn bits_and_integers() {
         assert_eq!(o[1], ((pair << (c % 32)) >> 32) as u32);
         assert_eq!(o[2], (pair >> (c % 40).min(32)) as u32);
         let (position, length) = (b % 40, c % 40);
-        assert_eq!(o[3], (0..length.min(32)).filter(|i| position + i < 32).fold(0, |v, i| v | (a >> (position + i) & 1) << i));
+        assert_eq!(
+            o[3],
+            (0..length.min(32)).filter(|i| position + i < 32).fold(0, |v, i| v | (a >> (position + i) & 1) << i)
+        );
         assert_eq!(o[6], (a & b) ^ (!b & c));
         assert_eq!(o[7], (u64::from(a) * u64::from(b) >> 32) as u32);
         assert_eq!(o[8], (i64::from(a as i32) * i64::from(b as i32) >> 32) as u32);
