@@ -790,11 +790,9 @@ impl Decoder<'_> {
             }
             // The generic address of a parameter is not its offset; nvcc always follows with cvta.param.
         }
-        if ty == Type::Pred {
-            if let Operand::Not(_) = self.operand(s, 1)? {
-                let (a, _) = self.predicate(s, 1)?;
-                return Ok(Op::Unary { f: |x| x ^ 1, d, a });
-            }
+        if let (Type::Pred, Operand::Not(_)) = (ty, self.operand(s, 1)?) {
+            let (a, _) = self.predicate(s, 1)?;
+            return Ok(Op::Unary { f: |x| x ^ 1, d, a });
         }
         Ok(Op::Move { d, a: self.a(s, 1, ty)? })
     }

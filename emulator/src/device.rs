@@ -369,7 +369,7 @@ fn host_fault(raw: RawFault) -> Fault {
 fn name_places(module: &Module, kernel: &Kernel, grid: Grid, raw: RawFault) -> Fault {
     let place = |p: RawPlace| {
         let (file, line, inlined, ptx_line) = source_line(kernel, &|i| module.file(i), p.at);
-        Place {
+        Box::new(Place {
             what: p.what,
             file,
             line,
@@ -377,7 +377,7 @@ fn name_places(module: &Module, kernel: &Kernel, grid: Grid, raw: RawFault) -> F
             ptx_line,
             block: coordinates(p.block.saturating_sub(1), grid.grid),
             thread: coordinates(p.thread, grid.block),
-        }
+        })
     };
     Fault {
         rule: raw.rule,

@@ -274,24 +274,22 @@ impl Machine<'_, '_> {
     }
 
     fn run(&mut self) -> Result<(), Box<RawFault>> {
-        loop {
-            while let Some((b, t)) = self.pick() {
-                let (b, t) = (b as usize, t as usize);
-                match interp::run(self.env, &mut self.blocks[b], t)? {
-                    Stop::Preempted => match self.env.options.schedule {
-                        Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
-                        _ => self.queue.push_back((b as u32, t as u32)),
-                    },
-                    Stop::Meeting => self.meet(b, t)?,
-                    Stop::Barrier => self.barrier(b, t)?,
-                    Stop::Done => self.done(b, t)?,
-                }
+        while let Some((b, t)) = self.pick() {
+            let (b, t) = (b as usize, t as usize);
+            match interp::run(self.env, &mut self.blocks[b], t)? {
+                Stop::Preempted => match self.env.options.schedule {
+                    Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
+                    _ => self.queue.push_back((b as u32, t as u32)),
+                },
+                Stop::Meeting => self.meet(b, t)?,
+                Stop::Barrier => self.barrier(b, t)?,
+                Stop::Done => self.done(b, t)?,
             }
-            if self.blocks.iter().all(|b| b.live == 0) {
-                return Ok(());
-            }
-            return Err(self.stuck());
         }
+        if self.blocks.iter().all(|b| b.live == 0) {
+            return Ok(());
+        }
+        Err(self.stuck())
     }
 
     fn wake(&mut self, b: usize, t: usize) {

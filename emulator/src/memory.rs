@@ -232,7 +232,7 @@ impl Global {
     /// The stretch and the offset of a checked access.
     #[inline]
     pub(crate) fn at(&mut self, address: u64, n: usize, what: &str, who: Who) -> Outcome<(&mut Stretch, usize)> {
-        if address % n as u64 != 0 {
+        if !address.is_multiple_of(n as u64) {
             return Err(misaligned("global", address, n, what, who));
         }
         match self.find(address, n) {
