@@ -344,11 +344,6 @@ impl Machine<'_, '_> {
         if mask & !lanes != 0 {
             return Err(wrong(block, Rule::WrongMask, format!("the mask {mask:#010x} names lanes that do not exist")));
         }
-        let gone = (0..32).find(|l| mask >> l & 1 == 1 && block.threads[thread_of(warp, *l)].state == State::Done);
-        if let Some(gone) = gone {
-            let message = format!("lane {gone}, which is named in the mask {mask:#010x}, has returned");
-            return Err(wrong(block, Rule::DepartedThread, message));
-        }
         let any_place = matches!(meeting.what, Collective::WarpSync);
         let mut mine = None;
         for (i, other) in block.warps[warp].iter().enumerate() {
@@ -373,10 +368,20 @@ impl Machine<'_, '_> {
             }
             mine = Some(i);
         }
-        let i = mine.unwrap_or_else(|| {
-            block.warps[warp].push(Meet { pc, mask, arrived: 0 });
-            block.warps[warp].len() - 1
-        });
+        let i = match mine {
+            Some(i) => i,
+            None => {
+                // Who leaves later is found when nobody can go on.
+                let gone =
+                    (0..32).find(|l| mask >> l & 1 == 1 && block.threads[thread_of(warp, *l)].state == State::Done);
+                if let Some(gone) = gone {
+                    let message = format!("lane {gone}, which is named in the mask {mask:#010x}, has returned");
+                    return Err(wrong(block, Rule::DepartedThread, message));
+                }
+                block.warps[warp].push(Meet { pc, mask, arrived: 0 });
+                block.warps[warp].len() - 1
+            }
+        };
         let meet = &mut block.warps[warp][i];
         meet.arrived |= 1 << lane;
         block.threads[t].state = State::Meeting;
