@@ -359,8 +359,7 @@ impl Decoder<'_> {
 
     fn value(&mut self, s: &Statement, o: &Operand, ty: Type) -> Result<Slot, LoadError> {
         let constant = match o {
-            Operand::Integer(v) if ty.float() && ty.bits() >= 32 => {
-                let _ = v;
+            Operand::Integer(_) if matches!(ty, Type::F32 | Type::F64 | Type::Tf32) => {
                 return fail(s, "an integer where a float is expected");
             }
             Operand::Integer(v) => Constant::Value(low(*v, ty.bits())),

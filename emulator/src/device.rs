@@ -83,7 +83,7 @@ impl Default for Options {
             preemption: None,
             check_races: true,
             check_uninitialised: true,
-            instruction_limit: 100_000_000,
+            instruction_limit: 10_000_000,
             shared_limit: 163 << 10,
             resident_blocks: 1,
         }
