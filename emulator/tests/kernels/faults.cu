@@ -61,7 +61,7 @@ K copy_abandoned(const int* p, int* q) {
   __shared__ __align__(16) int s[128];
   copy16(shared_address(s + 4 * threadIdx.x), p + 4 * threadIdx.x);
   copy_commit();
-  q[0] = 1;
+  q[threadIdx.x] = 1;
 }
 K copy_too_long(const int* p, int n) {
   __shared__ __align__(16) int s[128];
