@@ -334,7 +334,7 @@ impl Memory<'_, '_> {
                 let mut bytes = [0; 16];
                 // The kernel's own parameters are the same for all threads and never written.
                 if let (Space::Param, Some(value)) =
-                    (space, self.env.parameters.get(address as usize..address as usize + n))
+                    (space, self.env.parameters.get(address as usize..(address as usize).saturating_add(n)))
                 {
                     bytes[..n].copy_from_slice(value);
                     return Ok(u128::from_le_bytes(bytes));
