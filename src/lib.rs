@@ -5,6 +5,7 @@
 //! | backend | what it is |
 //! |---|---|
 //! | [`Reference`] | plain `f64` loops, one obvious line a formula: what every other backend is tested against |
+//! | `Cuda` | with the feature `cuda`: hand-written CUDA kernels on the caller's stream; `f32`, `bf16` and `f16` storage |
 //! | [`Cpu`] | packed, blocked SIMD kernels (AVX-512, AVX2+FMA, portable; chosen once at run time) and threads; `f32`, `bf16` and `f16` storage |
 //!
 //! On the table stand the models: [`DecoderFree`], a step of the decoder-free sparse autoencoder (Oursland 2026) with exact
@@ -39,6 +40,8 @@
 
 mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder_free;
 mod element;
 mod error;
@@ -51,6 +54,11 @@ mod statistics;
 
 pub use backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
 pub use cpu::{Cpu, CpuElement, Isa};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, CudaRefMut, Precision};
+/// The version of cudarc that [`Cuda`]'s streams and buffers are of.
+#[cfg(feature = "cuda")]
+pub use cudarc;
 pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep};
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};
@@ -59,3 +67,13 @@ pub use objective::{Activation, Form, Losses, Objective, Reduction};
 pub use reference::Reference;
 pub use standard::{StandardConfig, StandardGradients, StandardLosses, StandardParameters, StandardSae};
 pub use statistics::Statistics;
+
+/// What the CUDA backend asks of a device, for tests that answer with an emulated one. Not part of the API.
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda_driver {
+    pub use crate::cuda::driver::{Argument, Driver, Launch};
+    pub use crate::cuda::image::FAMILIES;
+    /// Where the build left the kernels' PTX, if it did.
+    pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");
+}
