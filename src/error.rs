@@ -58,6 +58,12 @@ pub enum Error {
         /// What was being computed.
         what: &'static str,
     },
+    /// The memory for a buffer is not there.
+    #[error("could not allocate {bytes} bytes; use smaller extents or a smaller block of rows")]
+    Allocation {
+        /// Size of the buffer.
+        bytes: usize,
+    },
     /// The whole batch has too few rows for a term that uses the batch's variance.
     #[error(
         "the batch has {rows} row(s), but the variance and correlation terms need at least 2; \

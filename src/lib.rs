@@ -77,3 +77,8 @@ pub mod cuda_driver {
     /// Where the build left the kernels' PTX, if it did.
     pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");
 }
+
+/// The README's example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

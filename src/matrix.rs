@@ -3,7 +3,7 @@
 //! All matrices are row-major: element (i, j) of a view is at `i * row_stride + j`. A view borrows; nothing here copies.
 
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -54,6 +54,25 @@ pub trait Memory: Copy + Send + Sync + 'static {
 /// The host's memory: vectors and slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Host;
+
+impl Host {
+    /// A zeroed buffer. Its pages are mapped now, which takes many times as long as writing them again would, and not in a hot call.
+    pub(crate) fn alloc<T: Element>(len: usize) -> Result<Vec<T>> {
+        let bytes = len.checked_mul(size_of::<T>()).filter(|bytes| isize::try_from(*bytes).is_ok());
+        let bytes = bytes.ok_or(Error::Overflow { what: "the size of a buffer" })?;
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(len).map_err(|_| Error::Allocation { bytes })?;
+        buffer.resize(len, T::zeroed());
+        Ok(buffer)
+    }
+
+    /// Upload and download.
+    pub(crate) fn copy<T: Element>(source: &[T], target: &mut [T]) -> Result<()> {
+        check_len("target", source.len(), target.len())?;
+        target.copy_from_slice(source);
+        Ok(())
+    }
+}
 
 /// Where a slice in the host's memory begins.
 #[derive(Clone, Copy)]

@@ -189,6 +189,12 @@ impl<B: Backend> StandardSae<B> {
         check_len("encoder_bias", h, B::Memory::len::<B::Real>(&parameters.encoder_bias))?;
         parameters.decoder_weight.expect("decoder_weight", h, d)?;
         check_len("decoder_bias", d, B::Memory::len::<B::Real>(&parameters.decoder_bias))?;
+        if let Some(activations) = &activations {
+            activations.expect("activations", n, h)?;
+        }
+        if let Some(reconstruction) = &reconstruction {
+            reconstruction.expect("reconstruction", n, d)?;
+        }
         self.rows = n;
 
         // A step needs the activations in our buffer; a caller that wants them gets them instead.

@@ -153,10 +153,10 @@ fn report<B: Backend + Clone>(
 ) -> Result<()> {
     let terms = run.settings.model.terms();
     let losses = trainer.history().last().cloned().unwrap_or_default();
-    let loss_map: serde_json::Map<_, _> =
-        terms.iter().zip(&losses).map(|(name, loss)| ((*name).to_owned(), json!(loss))).collect();
     let mut metrics = serde_json::to_value(&evaluation.metrics)?;
-    metrics["losses"] = loss_map.into();
+    for (name, loss) in terms.iter().zip(&losses) {
+        metrics[name] = json!(loss);
+    }
     metrics["epochs"] = json!(trainer.epoch());
     metrics["train_seconds"] = json!(train_seconds);
     metrics["seconds"] = json!(seconds);

@@ -13,9 +13,9 @@ use crate::operations::CorrelationDual;
 
 pub(super) fn workspace_len(isa: Isa, n: usize, h: usize) -> usize {
     2 * f32_len(h)
-        + h
+        + 2 * h
         + symmetric::slots_len(isa, n)
-        + Cut::rows(isa, n).groups() * h
+        + 2 * Cut::rows(isa, n).groups() * h
         + gemm_len(isa, n, n, h).max(gemm_len(isa, n, h, n))
 }
 
@@ -24,7 +24,8 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
     let isa = core.isa;
     let mut scratch = Scratch::new(args.workspace, workspace_len(isa, n, h))?;
     let degrees = n as f64 - 1.0;
-    let (inverse_deviation, gain, q) = (scratch.f32(h), scratch.f32(h), scratch.f64(h));
+    let (inverse_deviation, gain) = (scratch.f32(h), scratch.f32(h));
+    let (squares, coupled) = (scratch.f64(h), scratch.f64(h));
     let factor = 4.0 * args.lambda_tc / degrees;
     for j in 0..h {
         let v = f64::from(args.variance[j]);
@@ -34,7 +35,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
     }
     let standardize = |axis| Affine { axis, shift: Some(args.mean), scale: Some(&*inverse_deviation) };
 
-    let squares = Symmetric {
+    let norm = Symmetric {
         operand: Operand::rows(args.activations).with(standardize(Axis::Depth)),
         factor: (1.0 / degrees) as f32,
         diagonal: 0.0,
@@ -47,14 +48,15 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
     );
 
     let slots_len = Cut::rows(isa, n).groups() * h;
-    let slots = scratch.f64(slots_len);
+    let (square_slots, coupled_slots) = (scratch.f64(slots_len), scratch.f64(slots_len));
     let epilogue = DualEpilogue {
         activations: args.activations,
         mean: args.mean,
         inverse_deviation,
         gain,
         product: Out::new(&mut args.product),
-        slots: Out::dense(&mut *slots, h),
+        square_slots: Out::dense(&mut *square_slots, h),
+        coupled_slots: Out::dense(&mut *coupled_slots, h),
     };
     let right = Operand::cols(args.activations).with(standardize(Axis::Panel));
     Gemm { left: Operand::rows(args.gram.as_ref()), right, upper: false }.run(
@@ -62,60 +64,71 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         scratch.f64(gemm_len(isa, n, h, n)),
         &epilogue,
     );
-    rows::fold(slots, false, q);
+    rows::fold(square_slots, false, squares);
+    rows::fold(coupled_slots, false, coupled);
 
-    args.loss[0] = squares;
+    args.loss[0] = norm;
     for j in 0..h {
-        let v = f64::from(args.variance[j]);
-        let inverse = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
-        let c = v * inverse * inverse;
-        let q = q[j] / degrees - c * c;
+        // All of the rounded numbers that the product was made of, 1/√v too: its part along a − μ is large where columns are
+        // correlated, and must leave it to the last digit.
+        let (inverse, gain) = (f64::from(inverse_deviation[j]), f64::from(gain[j]));
+        let c = squares[j] / degrees;
+        let q = coupled[j] / degrees - c * c;
         args.loss[0] -= c * c;
-        let through_deviation = if v == 0.0 { 0.0 } else { q * inverse / v.sqrt() };
-        args.scale[j] -= (factor * (through_deviation + c * inverse * inverse)) as f32;
+        if inverse != 0.0 {
+            // 1/√v = inverse/√c, as c = v·inverse².
+            args.scale[j] = (f64::from(args.scale[j]) - gain * inverse * (q / c.sqrt() + c)) as f32;
+        }
     }
     Ok(())
 }
 
-/// g·KÂ, and the column sums of Â∘KÂ.
+/// g·KÂ, and the column sums of Â² and Â∘KÂ.
 struct DualEpilogue<'a, E: CpuElement> {
     activations: MatRef<'a, E>,
     mean: &'a [f32],
     inverse_deviation: &'a [f32],
     gain: &'a [f32],
     product: Out<'a, E>,
-    slots: Out<'a, f64>,
+    square_slots: Out<'a, f64>,
+    coupled_slots: Out<'a, f64>,
 }
 
 impl<E: CpuElement> Epilogue for DualEpilogue<'_, E> {
-    type State = ColumnSums;
+    type State = (ColumnSums, ColumnSums);
 
-    fn begin(&self, _: &Group) -> ColumnSums {
-        ColumnSums::new()
+    fn begin(&self, _: &Group) -> Self::State {
+        (ColumnSums::new(), ColumnSums::new())
     }
 
     #[inline(always)]
-    fn tile<S: Simd>(&self, s: S, state: &mut ColumnSums, group: &Group, tile: Tile<'_>) {
+    fn tile<S: Simd>(&self, s: S, state: &mut Self::State, group: &Group, tile: Tile<'_>) {
         let mean = rows::load(s, &self.mean[tile.cols.clone()]);
         let inverse = rows::load(s, &self.inverse_deviation[tile.cols.clone()]);
         let gain = rows::load(s, &self.gain[tile.cols.clone()]);
-        let mut sums = rows::splat(s, 0.0);
+        let (mut squares, mut coupled) = (rows::splat(s, 0.0), rows::splat(s, 0.0));
         for (i, row) in tile.rows.clone().enumerate() {
             let mut product = rows::load(s, tile.row(i));
             let a = rows::widen(s, &self.activations.row(row)[tile.cols.clone()]);
             for v in 0..TILE_VECTORS {
                 let standardized = s.mul(s.sub(a[v], mean[v]), inverse[v]);
-                sums[v] = s.fma(standardized, product[v], sums[v]);
+                squares[v] = s.fma(standardized, standardized, squares[v]);
+                coupled[v] = s.fma(standardized, product[v], coupled[v]);
                 product[v] = s.mul(product[v], gain[v]);
             }
             // SAFETY: this tile's part of the row.
             rows::narrow::<S, E>(s, unsafe { self.product.part(row, tile.cols.clone()) }, product);
         }
-        state.add(s, tile.cols.start - group.cols.start, sums);
+        let col = tile.cols.start - group.cols.start;
+        state.0.add(s, col, squares);
+        state.1.add(s, col, coupled);
     }
 
-    fn end(&self, state: ColumnSums, group: &Group) {
+    fn end(&self, (squares, coupled): Self::State, group: &Group) {
         // SAFETY: these columns' slots for this group of rows are this task's.
-        unsafe { state.write(&self.slots, group.row_index, group.cols.clone()) };
+        unsafe {
+            squares.write(&self.square_slots, group.row_index, group.cols.clone());
+            coupled.write(&self.coupled_slots, group.row_index, group.cols.clone());
+        }
     }
 }

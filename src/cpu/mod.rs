@@ -24,7 +24,7 @@ pub use simd::Isa;
 
 use crate::backend::{Backend, Shape};
 use crate::element::{Element, bf16, f16};
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result};
 use crate::matrix::Host;
 use crate::operations::*;
 use parallel::Threads;
@@ -97,6 +97,9 @@ impl<E: CpuElement> Cpu<E> {
 
     /// A given instruction set, and `threads` threads of its own (1: the calling thread alone).
     ///
+    /// Each call from outside its pool wakes the pool up. Where steps are small, run the whole loop in a rayon pool and use
+    /// [`new`](Self::new) there.
+    ///
     /// # Errors
     /// [`Error::IsaUnavailable`], [`Error::Threads`].
     pub fn with(isa: Isa, threads: usize) -> Result<Self> {
@@ -127,23 +130,13 @@ impl<E: CpuElement> Backend for Cpu<E> {
     type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
-        if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
-            return Err(Error::Overflow { what: "the size of a buffer" });
-        }
-        let mut buffer = vec![T::zeroed(); len];
-        // A zeroed vector's pages are mapped when first written, at a fraction of the memory's speed: do it now, not in a hot call.
-        for element in buffer.iter_mut().step_by(4096 / size_of::<T>()) {
-            *std::hint::black_box(element) = T::zeroed();
-        }
-        Ok(buffer)
+        Host::alloc(len)
     }
     fn upload<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        check_len("target", source.len(), target.len())?;
-        target.copy_from_slice(source);
-        Ok(())
+        Host::copy(source, target)
     }
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        self.upload(source, target)
+        Host::copy(source, target)
     }
     fn workspace_len(&self, shape: Shape) -> Result<usize> {
         let Shape { rows: n, inputs: d, latents: h } = shape;

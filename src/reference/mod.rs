@@ -14,7 +14,7 @@ mod statistics;
 
 use crate::backend::{Backend, Shape};
 use crate::element::Element;
-use crate::error::{Result, check_len};
+use crate::error::Result;
 use crate::matrix::Host;
 use crate::objective::Activation;
 use crate::operations::*;
@@ -30,15 +30,13 @@ impl Backend for Reference {
     type Coupling = f64;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::zeroed(); len])
+        Host::alloc(len)
     }
     fn upload<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        check_len("target", source.len(), target.len())?;
-        target.copy_from_slice(source);
-        Ok(())
+        Host::copy(source, target)
     }
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
-        self.upload(source, target)
+        Host::copy(source, target)
     }
     fn workspace_len(&self, _: Shape) -> Result<usize> {
         Ok(0)
@@ -99,7 +97,8 @@ fn activate(activation: Activation, z: f64) -> f64 {
             }
         }
         Activation::Identity => z,
-        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p() + 0.0 * z,
+        // The second term is NaN for NaN, which the first is not.
+        Activation::Softplus => z.max(0.0) + (-z.abs()).exp().ln_1p(),
     }
 }
 

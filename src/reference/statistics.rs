@@ -51,7 +51,7 @@ pub(super) fn finish_statistics(args: FinishStatistics<'_, Reference>) -> Result
                 let covariance = (comoment - args.sum[i] * args.sum[j] / n) / (n - 1.0);
                 let dead = v[i] == 0.0 || v[j] == 0.0;
                 let correlation = if i == j || dead { 0.0 } else { covariance / (s[i] * s[j]) };
-                let m = 4.0 * objective.lambda_tc / (n - 1.0) * correlation / (s[i] * s[j]);
+                let m = if i == j { 0.0 } else { 4.0 * objective.lambda_tc / (n - 1.0) * correlation / (s[i] * s[j]) };
                 q[i] += correlation * correlation;
                 primal.coupling.row_mut(i)[j] = m;
                 // The product is taken of a − mean, and mean is μ to the last bit but one.
