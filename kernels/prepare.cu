@@ -1,8 +1,9 @@
 // Turns a matrix into an operand of gemm.cuh: 16-bit planes whose rows start at multiples of 8 elements, centred and scaled on the way.
 //
 // v = (m − shift_col)·scale_col·scale_row is split as v = Σ planes: the first is v rounded to bf16, the next what that left, and so on.
-// Two planes keep 16 bits of v, three all 24. An infinity or NaN stands in the first plane alone (a product with it is NaN or
-// infinite); the gaps between rows are zeros. The reference for both is the packing of src/cpu/pack.rs.
+// Two planes keep 16 bits of v, three all 24. What is not finite stands in the first plane alone, and one more plane is the first
+// without it: the host pairs lower planes with that one, so that an infinity meets each factor once, not once a plane with signs that
+// cancel to NaN. The gaps between rows are zeros.
 //
 // Geometry: block 32×8, four columns a lane, rows by a grid-stride loop. Not yet run on hardware.
 #include "common.cuh"
@@ -17,6 +18,9 @@ struct Prepare {
     int64_t rows, cols;
     uint32_t planes, padding;
 };
+
+/// The largest finite bf16, to which no rounding may add.
+constexpr float MOST_BF16 = 3.38953139e38f;
 
 /// T: what the planes hold.
 template <class T, class E>
@@ -37,13 +41,23 @@ __device__ __forceinline__ void prepare(const Prepare<E>& p) {
             if (p.scale != nullptr) v[i] *= scale[i];
         }
         T* out = reinterpret_cast<T*>(p.out) + row * p.row_stride + col;
-        for (uint32_t plane = 0; plane < p.planes; ++plane, out += p.plane_stride) {
+        if (p.planes == 1) {
             store4(out, v, 4);
+            continue;
+        }
+        float finite[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) finite[i] = fabsf(v[i]) < INFINITY ? fminf(fmaxf(v[i], -MOST_BF16), MOST_BF16) : 0.0f;
+        store4(out + p.planes * p.plane_stride, finite, 4);
+        for (uint32_t plane = 0; plane < p.planes; ++plane, out += p.plane_stride) {
+            float head[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const float rest = v[i] - widen(narrow<T>(v[i]));
-                v[i] = fabsf(v[i]) < INFINITY ? rest : 0.0f;
+                const bool is_finite = fabsf(v[i]) < INFINITY;
+                head[i] = is_finite ? fminf(fmaxf(v[i], -MOST_BF16), MOST_BF16) : v[i];
+                v[i] = is_finite ? v[i] - widen(narrow<T>(head[i])) : 0.0f;
             }
+            store4(out, head, 4);
         }
     }
 }

@@ -118,8 +118,9 @@ fn plane_row(cols: usize) -> Result<usize> {
     cols.checked_next_multiple_of(8).ok_or(Error::Overflow { what: "the workspace" })
 }
 
-/// Takes the room of a matrix in planes.
+/// Takes the room of a matrix in planes, and of the first once more without what is not finite if there are several.
 pub(super) fn take_planes(layout: &mut Layout, planes: u32, rows: usize, cols: usize) -> Result<u64> {
+    let planes = if planes > 1 { planes + 1 } else { planes };
     let rows = rows.checked_mul(planes as usize).ok_or(Error::Overflow { what: "the workspace" })?;
     layout.take::<u16>(rows, plane_row(cols)?)
 }
@@ -210,12 +211,13 @@ impl Core {
         right: Planes,
         epilogue: &T,
     ) -> Result<()> {
-        // The pairs (i, j) with i + j ≤ 2: what is left out is less than the rounding of f32.
+        // The pairs (i, j) with i + j ≤ 2: what is left out is less than the rounding of f32. Lower planes meet the first without what is
+        // not finite, which stands after the last.
         let (mut segments, mut left_planes, mut right_planes) = (0, 0, 0);
         for i in 0..left.count {
             for j in (0..right.count).filter(|j| i + j <= 2) {
-                left_planes |= i << (4 * segments);
-                right_planes |= j << (4 * segments);
+                left_planes |= (if i == 0 && j > 0 { left.count } else { i }) << (4 * segments);
+                right_planes |= (if j == 0 && i > 0 { right.count } else { j }) << (4 * segments);
                 segments += 1;
             }
         }

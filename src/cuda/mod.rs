@@ -3,8 +3,7 @@
 //! One product (`kernels/gemm.cuh`) carries all families; an operation is an epilogue on it. Storage is `f32`, `bf16` or `f16`; sums are
 //! `f32` within a tile and `f64` over tiles, each in a slot with one writer, folded in a fixed order. Operations only enqueue.
 //!
-//! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic
-//! (an infinite operand gives NaN where `f32` arithmetic may give an infinity).
+//! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic.
 
 mod backward;
 mod decode;
