@@ -1,0 +1,89 @@
+//! Mutants of PTX text: one synchronisation deleted at a time.
+//!
+//! Every mutant must be found by the checker or by the numbers; one that is not shows a synchronisation that is either
+//! not needed or not tested.
+
+/// An instruction that orders something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The kernel or function that contains it.
+    pub function: String,
+    /// Line of the PTX text, from 1.
+    pub line: usize,
+    /// The instruction.
+    pub text: String,
+    /// Line of the source, from the last `.loc`, 0 without.
+    pub source_line: u32,
+}
+
+const ORDERING: [&str; 12] = [
+    "bar.sync",
+    "bar.arrive",
+    "bar.warp.sync",
+    "bar.red",
+    "barrier.",
+    "cp.async.wait_group",
+    "cp.async.wait_all",
+    "cp.async.commit_group",
+    "membar.",
+    "fence.",
+    "mbarrier.",
+    "wgmma.",
+];
+
+/// Every synchronisation in the text, in order.
+pub fn sites(ptx: &str) -> Vec<Site> {
+    let mut found = Vec::new();
+    let (mut function, mut source_line) = (String::new(), 0);
+    for (i, line) in ptx.lines().enumerate() {
+        let text = line.trim();
+        if let Some((_, rest)) = text.split_once(".entry ").or_else(|| text.split_once(".func ")) {
+            function = rest.split('(').next().unwrap_or_default().trim().to_string();
+        }
+        if let Some(rest) = text.strip_prefix(".loc") {
+            // The outermost place: where the kernel itself is.
+            let numbers = rest.split_once("inlined_at").map_or(rest, |(_, at)| at);
+            source_line = numbers.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+        }
+        let bare = if text.starts_with('@') { text.split_once(' ').map_or("", |(_, t)| t.trim()) } else { text };
+        if ORDERING.iter().any(|o| bare.starts_with(o)) {
+            found.push(Site { function: function.clone(), line: i + 1, text: text.to_string(), source_line });
+        }
+    }
+    found
+}
+
+/// The text with the instruction at `site` deleted; every other line keeps its number.
+pub fn without(ptx: &str, site: &Site) -> String {
+    replace(ptx, site, "")
+}
+
+/// The text with the instruction at `site` replaced.
+pub fn replace(ptx: &str, site: &Site, by: &str) -> String {
+    let mut out = String::with_capacity(ptx.len());
+    for (i, line) in ptx.lines().enumerate() {
+        if i + 1 == site.line {
+            out.push_str(by);
+        } else {
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_goes() {
+        let ptx = ".visible .entry k(\n)\n{\n.loc 1 7 3\nbar.sync 0;\nadd.s32 %r1, %r1, 1;\n@%p1 bar.sync 1;\n}\n";
+        let found = sites(ptx);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].function.as_str(), found[0].line, found[0].source_line), ("k", 5, 7));
+        let mutant = without(ptx, &found[0]);
+        assert_eq!(sites(&mutant).len(), 1);
+        assert_eq!(mutant.lines().count(), ptx.lines().count());
+    }
+}

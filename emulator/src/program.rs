@@ -1,0 +1,259 @@
+//! A kernel after decoding: what the interpreter runs.
+//!
+//! Every operand is a slot of the thread's register file. Immediates, addresses of variables and special registers
+//! have slots too, filled in before a thread starts, so that an instruction never asks what kind of operand it has.
+//! Arithmetic is a function pointer chosen at load time: the interpreter has one arm for all two-operand arithmetic.
+
+use crate::{
+    arith::{Binary, Convert, Test, Ternary, Unary},
+    matrix::Shape,
+    parse::{Loc, Space},
+};
+
+/// A slot of the register file.
+pub(crate) type Slot = u16;
+
+/// The special registers, in the order of their slots.
+pub(crate) const SPECIAL: [&str; 29] = [
+    "%tid.x",
+    "%tid.y",
+    "%tid.z",
+    "%ntid.x",
+    "%ntid.y",
+    "%ntid.z",
+    "%ctaid.x",
+    "%ctaid.y",
+    "%ctaid.z",
+    "%nctaid.x",
+    "%nctaid.y",
+    "%nctaid.z",
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    "%smid",
+    "%nsmid",
+    "%lanemask_eq",
+    "%lanemask_lt",
+    "%lanemask_le",
+    "%lanemask_gt",
+    "%lanemask_ge",
+    "%dynamic_smem_size",
+    "%total_smem_size",
+    "%gridid",
+    "%clusterid.x",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
+    "%tid",
+];
+
+/// A slot nobody reads: the destination `_`.
+pub(crate) const SINK: Slot = SPECIAL.len() as Slot;
+/// A slot that always holds 1: the guard of an unguarded instruction.
+pub(crate) const TRUE: Slot = SINK + 1;
+/// The first slot that a kernel gives out.
+pub(crate) const FIRST_FREE: Slot = TRUE + 1;
+
+/// What fills a constant slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Constant {
+    Value(u64),
+    /// Address of a module variable in global or constant memory.
+    Global(u32),
+    /// Address of the dynamic shared memory.
+    DynamicShared,
+}
+
+/// A load or store of 1 to 4 elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub space: Space,
+    /// Bytes of one element.
+    pub bytes: u8,
+    pub count: u8,
+    /// For loads: the width in bits to which an element is sign-extended; 0 extends with zeros.
+    pub extend: u8,
+    /// volatile, relaxed, acquire or release: takes part in synchronisation and never races with its like.
+    pub strong: bool,
+    pub acquire: bool,
+    pub release: bool,
+    pub base: Slot,
+    pub offset: i32,
+    pub regs: [Slot; 4],
+}
+
+/// A read-modify-write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Atomic {
+    pub space: Space,
+    pub bytes: u8,
+    pub acquire: bool,
+    pub release: bool,
+    pub d: Slot,
+    pub base: Slot,
+    pub offset: i32,
+    pub b: Slot,
+    /// The new value of compare-and-swap.
+    pub c: Slot,
+    /// (old, b, c) → new
+    pub f: Ternary,
+}
+
+/// How `shfl.sync` chooses the source lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shuffle {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+/// What `vote.sync` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vote {
+    All,
+    Any,
+    Uniform,
+    Ballot,
+}
+
+/// Fragments of one matrix product.
+#[derive(Clone, Debug)]
+pub(crate) struct Mma {
+    pub shape: Shape,
+    pub d: Vec<Slot>,
+    pub a: Vec<Slot>,
+    pub b: Vec<Slot>,
+    pub c: Vec<Slot>,
+}
+
+/// An instruction that lanes of a warp execute together.
+#[derive(Clone, Debug)]
+pub(crate) enum Collective {
+    Shuffle { mode: Shuffle, d: Slot, p: Slot, a: Slot, b: Slot, c: Slot },
+    Vote { mode: Vote, negate: bool, d: Slot, a: Slot },
+    Redux { f: Binary, d: Slot, a: Slot },
+    Match { all: bool, d: Slot, p: Slot, a: Slot },
+    WarpSync,
+    LoadMatrix { count: u8, transposed: bool, base: Slot, offset: i32, d: [Slot; 4] },
+    Mma(Mma),
+}
+
+/// A collective and who must meet: the slot of the mask, or the whole warp.
+#[derive(Clone, Debug)]
+pub(crate) struct Meeting {
+    pub name: String,
+    pub mask: Option<Slot>,
+    pub what: Collective,
+}
+
+/// What the threads of a block bring to a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reduction {
+    None,
+    Count,
+    And,
+    Or,
+}
+
+/// A barrier of the block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BarrierOp {
+    pub id: Slot,
+    /// Number of threads, or SINK for the whole block.
+    pub count: Slot,
+    pub wait: bool,
+    /// All threads of a warp must execute this very instruction.
+    pub aligned: bool,
+    pub reduction: Reduction,
+    pub d: Slot,
+    pub p: Slot,
+    pub negate: bool,
+}
+
+/// One operation.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Move { d: Slot, a: Slot },
+    Unary { f: Unary, d: Slot, a: Slot },
+    Binary { f: Binary, d: Slot, a: Slot, b: Slot },
+    Ternary { f: Ternary, d: Slot, a: Slot, b: Slot, c: Slot },
+    Convert { d: Slot, a: Slot, how: Convert },
+    Lop3 { d: Slot, a: Slot, b: Slot, c: Slot, table: u8, bits64: bool },
+    BitInsert { d: Slot, a: Slot, b: Slot, c: Slot, e: Slot, bits64: bool },
+    Pack { d: Slot, bits: u8, count: u8, a: [Slot; 4] },
+    Unpack { a: Slot, bits: u8, count: u8, d: [Slot; 4] },
+    Compare { f: Test, d: Slot, a: Slot, b: Slot },
+    /// `setp.lt.and p|q, a, b, c`: p = (a < b) & c, q = !(a < b) & c
+    CompareWith { f: Test, combine: Binary, d: Slot, q: Slot, a: Slot, b: Slot, c: Slot },
+    AddCarry { d: Slot, a: Slot, b: Slot, carry: Slot, bits64: bool, subtract: bool, take: bool, give: bool },
+    Load(Access),
+    Store(Access),
+    Atomic(Box<Atomic>),
+    ActiveMask { d: Slot },
+    Clock { d: Slot, mask: u64 },
+    Meet(Box<Meeting>),
+    Barrier(Box<BarrierOp>),
+    /// `destination` in shared memory, `source` in global memory.
+    CopyAsync { destination: Slot, to: i32, source: Slot, from: i32, bytes: u8, live: Slot, ignore: Slot },
+    CommitGroup,
+    WaitGroup { pending: u32 },
+    WaitAll,
+    Fence { block_only: bool },
+    Branch { target: u32 },
+    BranchIndexed { index: Slot, targets: Box<[u32]> },
+    Call { target: u32 },
+    Return,
+    Exit,
+    Trap,
+    Nothing,
+    /// Fault if the slot has not been written: inserted where an undefined read cannot be excluded.
+    NeedDefined { slot: Slot, bit: u16 },
+    /// Remember that a slot has been written.
+    SetDefined { bit: u16 },
+    /// `__assertfail`
+    AssertFailed,
+}
+
+/// An operation under its guard.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruction {
+    pub op: Op,
+    pub guard: Slot,
+    pub negated: bool,
+}
+
+/// Where an instruction came from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Origin {
+    pub loc: Loc,
+    /// Line of the PTX text.
+    pub line: u32,
+}
+
+/// A parameter of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameter {
+    pub offset: usize,
+    pub size: usize,
+}
+
+/// A kernel ready to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub name: String,
+    pub code: Vec<Instruction>,
+    pub origins: Vec<Origin>,
+    pub slots: usize,
+    pub constants: Vec<(Slot, Constant)>,
+    pub parameters: Vec<Parameter>,
+    pub parameter_bytes: usize,
+    /// Parameters of called functions live behind the kernel's own.
+    pub call_bytes: usize,
+    pub static_shared: u32,
+    pub dynamic_align: u32,
+    pub local_bytes: usize,
+    /// How many slots are tracked at run time because a path may read them undefined.
+    pub tracked: usize,
+    pub max_threads: Option<u32>,
+    pub register_names: Vec<(Slot, String)>,
+}
