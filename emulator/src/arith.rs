@@ -295,7 +295,9 @@ pub(crate) fn integer_unary(op: &str, ty: Type) -> Option<Unary> {
         ("clz", Type::B64) => |x| u64::from(x.leading_zeros()),
         ("brev", Type::B32) => |x| u64::from((x as u32).reverse_bits()),
         ("brev", Type::B64) => |x| x.reverse_bits(),
-        ("bfind", Type::U32) => |x| if x as u32 == 0 { 0xFFFF_FFFF } else { u64::from(31 - (x as u32).leading_zeros()) },
+        ("bfind", Type::U32) => {
+            |x| if x as u32 == 0 { 0xFFFF_FFFF } else { u64::from(31 - (x as u32).leading_zeros()) }
+        }
         ("bfind", Type::U64) => |x| if x == 0 { 0xFFFF_FFFF } else { u64::from(63 - x.leading_zeros()) },
         ("bfind", Type::S32) => |x| {
             let x = x as i32;
@@ -389,18 +391,10 @@ pub(crate) fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
 
 /// minNum and maxNum of the ISA: a NaN loses, −0 is below +0.
 fn minimum(a: f64, b: f64) -> f64 {
-    if a == b {
-        if a.is_sign_negative() { a } else { b }
-    } else {
-        a.min(b)
-    }
+    if a == b { if a.is_sign_negative() { a } else { b } } else { a.min(b) }
 }
 fn maximum(a: f64, b: f64) -> f64 {
-    if a == b {
-        if a.is_sign_negative() { b } else { a }
-    } else {
-        a.max(b)
-    }
+    if a == b { if a.is_sign_negative() { b } else { a } } else { a.max(b) }
 }
 fn minimum_nan(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { minimum(a, b) }
@@ -412,36 +406,84 @@ fn maximum_nan(a: f64, b: f64) -> f64 {
 macro_rules! f32_two {
     ($ftz:expr, $sat:expr, |$a:ident, $b:ident| $body:expr) => {
         match ($ftz, $sat) {
-            (false, false) => Some((|$a, $b| { let ($a, $b) = (f($a), f($b)); bits($body) }) as Binary),
-            (true, false) => Some((|$a, $b| { let ($a, $b) = (flush(f($a)), flush(f($b))); bits(flush($body)) }) as Binary),
-            (false, true) => Some((|$a, $b| { let ($a, $b) = (f($a), f($b)); bits(saturate($body)) }) as Binary),
-            (true, true) => Some((|$a, $b| { let ($a, $b) = (flush(f($a)), flush(f($b))); bits(saturate(flush($body))) }) as Binary),
+            (false, false) => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (f($a), f($b));
+                    bits($body)
+                }) as Binary,
+            ),
+            (true, false) => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (flush(f($a)), flush(f($b)));
+                    bits(flush($body))
+                }) as Binary,
+            ),
+            (false, true) => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (f($a), f($b));
+                    bits(saturate($body))
+                }) as Binary,
+            ),
+            (true, true) => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (flush(f($a)), flush(f($b)));
+                    bits(saturate(flush($body)))
+                }) as Binary,
+            ),
         }
     };
 }
 macro_rules! f32_one {
     ($ftz:expr, |$a:ident| $body:expr) => {
         if $ftz {
-            Some((|$a| { let $a = flush(f($a)); bits(flush($body)) }) as Unary)
+            Some(
+                (|$a| {
+                    let $a = flush(f($a));
+                    bits(flush($body))
+                }) as Unary,
+            )
         } else {
-            Some((|$a| { let $a = f($a); bits($body) }) as Unary)
+            Some(
+                (|$a| {
+                    let $a = f($a);
+                    bits($body)
+                }) as Unary,
+            )
         }
     };
 }
 macro_rules! pair {
     ($from:ident, $to:ident, |$a:ident, $b:ident| $body:expr) => {
-        Some((|x: u64, y: u64| {
-            let low = { let ($a, $b) = ($from(x), $from(y)); $to($body) };
-            let high = { let ($a, $b) = ($from(x >> 16), $from(y >> 16)); $to($body) };
-            high << 16 | low
-        }) as Binary)
+        Some(
+            (|x: u64, y: u64| {
+                let low = {
+                    let ($a, $b) = ($from(x), $from(y));
+                    $to($body)
+                };
+                let high = {
+                    let ($a, $b) = ($from(x >> 16), $from(y >> 16));
+                    $to($body)
+                };
+                high << 16 | low
+            }) as Binary,
+        )
     };
 }
 macro_rules! halves {
     ($ty:expr, |$a:ident, $b:ident| $body:expr) => {
         match $ty {
-            Type::F16 => Some((|$a, $b| { let ($a, $b) = (h($a), h($b)); hbits($body) }) as Binary),
-            Type::Bf16 => Some((|$a, $b| { let ($a, $b) = (b($a), b($b)); bbits($body) }) as Binary),
+            Type::F16 => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (h($a), h($b));
+                    hbits($body)
+                }) as Binary,
+            ),
+            Type::Bf16 => Some(
+                (|$a, $b| {
+                    let ($a, $b) = (b($a), b($b));
+                    bbits($body)
+                }) as Binary,
+            ),
             Type::F16x2 => pair!(h, hbits, |$a, $b| $body),
             Type::Bf16x2 => pair!(b, bbits, |$a, $b| $body),
             _ => None,
@@ -546,11 +588,13 @@ pub(crate) fn fma(ty: Type, ftz: bool, sat: bool, relu: bool) -> Option<Ternary>
     }
     macro_rules! two_at_once {
         ($from:ident, $to:ident, $post:expr) => {
-            Some((|x, y, z| {
-                let low = $to($post(half_fma($from(x), $from(y), $from(z))));
-                let high = $to($post(half_fma($from(x >> 16), $from(y >> 16), $from(z >> 16))));
-                high << 16 | low
-            }) as Ternary)
+            Some(
+                (|x, y, z| {
+                    let low = $to($post(half_fma($from(x), $from(y), $from(z))));
+                    let high = $to($post(half_fma($from(x >> 16), $from(y >> 16), $from(z >> 16))));
+                    high << 16 | low
+                }) as Ternary,
+            )
         };
     }
     fn keep(v: f32) -> f32 {
@@ -561,9 +605,7 @@ pub(crate) fn fma(ty: Type, ftz: bool, sat: bool, relu: bool) -> Option<Ternary>
     }
     match (ty, ftz, sat, relu) {
         (Type::F32, false, false, false) => Some(|x, y, z| bits(f(x).mul_add(f(y), f(z)))),
-        (Type::F32, true, false, false) => {
-            Some(|x, y, z| bits(flush(flush(f(x)).mul_add(flush(f(y)), flush(f(z))))))
-        }
+        (Type::F32, true, false, false) => Some(|x, y, z| bits(flush(flush(f(x)).mul_add(flush(f(y)), flush(f(z)))))),
         (Type::F32, false, true, false) => Some(|x, y, z| bits(saturate(f(x).mul_add(f(y), f(z))))),
         (Type::F32, true, true, false) => {
             Some(|x, y, z| bits(saturate(flush(flush(f(x)).mul_add(flush(f(y)), flush(f(z)))))))
@@ -581,12 +623,36 @@ pub(crate) fn fma(ty: Type, ftz: bool, sat: bool, relu: bool) -> Option<Ternary>
 
 /// `setp` and `set`: the comparison.
 pub(crate) fn compare(op: &str, ty: Type, ftz: bool) -> Option<Test> {
-    macro_rules! eq { ($a:expr, $b:expr) => { $a == $b }; }
-    macro_rules! ne { ($a:expr, $b:expr) => { $a != $b }; }
-    macro_rules! lt { ($a:expr, $b:expr) => { ($a) < ($b) }; }
-    macro_rules! le { ($a:expr, $b:expr) => { ($a) <= ($b) }; }
-    macro_rules! gt { ($a:expr, $b:expr) => { ($a) > ($b) }; }
-    macro_rules! ge { ($a:expr, $b:expr) => { ($a) >= ($b) }; }
+    macro_rules! eq {
+        ($a:expr, $b:expr) => {
+            $a == $b
+        };
+    }
+    macro_rules! ne {
+        ($a:expr, $b:expr) => {
+            $a != $b
+        };
+    }
+    macro_rules! lt {
+        ($a:expr, $b:expr) => {
+            ($a) < ($b)
+        };
+    }
+    macro_rules! le {
+        ($a:expr, $b:expr) => {
+            ($a) <= ($b)
+        };
+    }
+    macro_rules! gt {
+        ($a:expr, $b:expr) => {
+            ($a) > ($b)
+        };
+    }
+    macro_rules! ge {
+        ($a:expr, $b:expr) => {
+            ($a) >= ($b)
+        };
+    }
     if ty == Type::Pred {
         return None;
     }
@@ -826,7 +892,9 @@ mod tests {
     #[test]
     fn comparisons_know_nan() {
         let (nan, one) = (bits(f32::NAN), bits(1.0));
-        for (op, want) in [("eq", false), ("ne", false), ("neu", true), ("equ", true), ("ltu", true), ("lt", false), ("nan", true)] {
+        for (op, want) in
+            [("eq", false), ("ne", false), ("neu", true), ("equ", true), ("ltu", true), ("lt", false), ("nan", true)]
+        {
             assert_eq!(compare(op, Type::F32, false).unwrap()(nan, one), want, "{op}");
         }
     }

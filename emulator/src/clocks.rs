@@ -121,13 +121,7 @@ impl ThreadClock {
 
     /// The thread's `cp.async` group now open.
     pub(crate) fn copier(&self, at: u32) -> Who {
-        Who {
-            block: self.block,
-            thread: self.thread,
-            agent: self.threads + self.thread,
-            clock: self.committed + 1,
-            at,
-        }
+        Who { block: self.block, thread: self.thread, agent: self.threads + self.thread, clock: self.committed + 1, at }
     }
 
     /// Whether an earlier access has been seen.
@@ -271,7 +265,14 @@ const GLOBAL_READERS: usize = 8;
 impl Cells {
     pub(crate) fn new(bytes: usize, kind: Kind) -> Self {
         let shift = 4;
-        Cells { shift, bytes, cells: vec![Cell::default(); bytes.div_ceil(1 << shift)], more: Vec::new(), kind, used: false }
+        Cells {
+            shift,
+            bytes,
+            cells: vec![Cell::default(); bytes.div_ceil(1 << shift)],
+            more: Vec::new(),
+            kind,
+            used: false,
+        }
     }
 
     /// Forgets everything: a new launch or a new block.
@@ -319,7 +320,8 @@ impl Cells {
         }
         let (first, last) = (offset >> self.shift, (offset + bytes - 1) >> self.shift);
         for i in first..=last {
-            self.one(i, write, strong, who, clock).map_err(|other| self.race(i << self.shift, write, who, clock, other))?;
+            self.one(i, write, strong, who, clock)
+                .map_err(|other| self.race(i << self.shift, write, who, clock, other))?;
         }
         Ok(())
     }
@@ -383,7 +385,8 @@ impl Cells {
         let name = |writes: bool, asynchronous: bool| {
             format!("{}{}", if asynchronous { "asynchronous " } else { "" }, if writes { "write" } else { "read" })
         };
-        let own_copy = mark.block == who.block && asynchronous && thread == u32::from(who.thread) && who.agent < threads;
+        let own_copy =
+            mark.block == who.block && asynchronous && thread == u32::from(who.thread) && who.agent < threads;
         let (rule, why) = if own_copy {
             (Rule::CopyNotAwaited, "the thread has not waited for its own cp.async")
         } else if mark.block != who.block {
@@ -394,8 +397,7 @@ impl Cells {
         let mut fault = RawFault::new(rule, format!("two accesses of {space} memory at offset {offset:#x}: {why}"))
             .at(name(write, who.agent >= threads), who);
         fault.address = Some(offset as u64);
-        fault.other =
-            Some(RawPlace { what: name(other_writes, asynchronous), at: mark.at, block: mark.block, thread });
+        fault.other = Some(RawPlace { what: name(other_writes, asynchronous), at: mark.at, block: mark.block, thread });
         fault
     }
 }

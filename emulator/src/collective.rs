@@ -11,7 +11,14 @@ use crate::{
 type Outcome<T> = Result<T, Box<RawFault>>;
 
 /// Executes `meeting` for the lanes in `mask` of a warp.
-pub(crate) fn execute(env: &mut Env, block: &mut Block, warp: usize, mask: u32, meeting: &Meeting, pc: u32) -> Outcome<()> {
+pub(crate) fn execute(
+    env: &mut Env,
+    block: &mut Block,
+    warp: usize,
+    mask: u32,
+    meeting: &Meeting,
+    pc: u32,
+) -> Outcome<()> {
     let slots = env.kernel.slots;
     let lanes = || (0..32usize).filter(move |l| mask >> l & 1 == 1);
     let get = |block: &Block, lane: usize, slot: Slot| block.register(slots, thread_of(warp, lane), slot);
@@ -34,7 +41,8 @@ pub(crate) fn execute(env: &mut Env, block: &mut Block, warp: usize, mask: u32, 
                 let source = if inside { source as usize } else { lane };
                 if source > 31 || mask >> source & 1 == 0 {
                     let who = block.clocks[thread_of(warp, lane)].who(pc);
-                    let message = format!("lane {lane} reads from lane {source}, which is not in the mask {mask:#010x}");
+                    let message =
+                        format!("lane {lane} reads from lane {source}, which is not in the mask {mask:#010x}");
                     return Err(RawFault::new(Rule::WrongMask, message).at(&meeting.name, who));
                 }
                 out[lane] = (get(block, source, *a), u64::from(inside));

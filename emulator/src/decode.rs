@@ -463,8 +463,8 @@ impl Decoder<'_> {
                 let f = self.need(s, arith::shift(&s.opcode, ty))?;
                 Ok(Op::Binary { f, d: self.d(s, 0)?, a: self.a(s, 1, ty)?, b: self.a(s, 2, Type::U32)? })
             }
-            "not" | "neg" | "abs" | "popc" | "clz" | "brev" | "bfind" | "ex2" | "lg2" | "rcp" | "sqrt" | "rsqrt" | "sin"
-            | "cos" | "tanh" => self.one(s, m),
+            "not" | "neg" | "abs" | "popc" | "clz" | "brev" | "bfind" | "ex2" | "lg2" | "rcp" | "sqrt" | "rsqrt"
+            | "sin" | "cos" | "tanh" => self.one(s, m),
             "mad" | "fma" | "sad" | "bfe" | "prmt" | "shf" | "selp" | "slct" => self.three(s, m),
             "bfi" => {
                 let ty = self.ty(s, m)?;
@@ -697,7 +697,8 @@ impl Decoder<'_> {
 
     fn compare(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
         const TESTS: [&str; 18] = [
-            "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
+            "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu",
+            "num", "nan",
         ];
         let test = self.need(s, m.take_any(&TESTS))?;
         let combine = m.take_any(&["and", "or", "xor"]);
@@ -791,8 +792,7 @@ impl Decoder<'_> {
     }
 
     fn convert(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
-        let rounding =
-            m.take_any(&["rni", "rzi", "rmi", "rpi", "rn", "rz", "rm", "rp", "rna"]);
+        let rounding = m.take_any(&["rni", "rzi", "rmi", "rpi", "rn", "rz", "rm", "rp", "rna"]);
         let (ftz, sat, relu) = (m.take("ftz"), m.take("sat"), m.take("relu"));
         let to = self.ty(s, m)?;
         let from = self.ty(s, m)?;
@@ -983,7 +983,9 @@ impl Decoder<'_> {
         let f: Option<arith::Ternary> = match (name, ty) {
             ("add", Type::U32 | Type::S32) => Some(|o, b, _| low(o.wrapping_add(b), 32)),
             ("add", Type::U64) => Some(|o, b, _| o.wrapping_add(b)),
-            ("add", Type::F32) => Some(|o, b, _| (f32::from_bits(o as u32) + f32::from_bits(b as u32)).to_bits().into()),
+            ("add", Type::F32) => {
+                Some(|o, b, _| (f32::from_bits(o as u32) + f32::from_bits(b as u32)).to_bits().into())
+            }
             ("add", Type::F64) => Some(|o, b, _| (f64::from_bits(o) + f64::from_bits(b)).to_bits()),
             ("min", Type::U32 | Type::U64) => Some(|o, b, _| o.min(b)),
             ("max", Type::U32 | Type::U64) => Some(|o, b, _| o.max(b)),
@@ -1008,7 +1010,18 @@ impl Decoder<'_> {
         let c = if name == "cas" { self.a(s, first + 2, ty)? } else { SINK };
         let acquire = matches!(order, Some("acquire" | "acq_rel"));
         let release = matches!(order, Some("release" | "acq_rel"));
-        Ok(Op::Atomic(Box::new(Atomic { space, bytes: (ty.bits() / 8) as u8, acquire, release, d, base, offset, b, c, f })))
+        Ok(Op::Atomic(Box::new(Atomic {
+            space,
+            bytes: (ty.bits() / 8) as u8,
+            acquire,
+            release,
+            d,
+            base,
+            offset,
+            b,
+            c,
+            f,
+        })))
     }
 
     fn copy_async(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
@@ -1039,7 +1052,9 @@ impl Decoder<'_> {
         let (mut live, mut ignore) = (full, self.constant(Constant::Value(0))?);
         if let Some(o) = s.operands.get(3).cloned() {
             match &o {
-                Operand::Name(name) if matches!(self.lookup(name), Some(Symbol::Register(Register { bits: 1, .. }))) => {
+                Operand::Name(name)
+                    if matches!(self.lookup(name), Some(Symbol::Register(Register { bits: 1, .. }))) =>
+                {
                     ignore = self.value(s, &o, Type::Pred)?;
                 }
                 _ => live = self.value(s, &o, Type::U32)?,

@@ -53,7 +53,9 @@ impl Op {
                 }
             }
             Op::Barrier(b) => rw(&[b.id, b.count, b.p], &[b.d]),
-            Op::CopyAsync { destination, source, live, ignore, .. } => rw(&[*destination, *source, *live, *ignore], &[]),
+            Op::CopyAsync { destination, source, live, ignore, .. } => {
+                rw(&[*destination, *source, *live, *ignore], &[])
+            }
             Op::BranchIndexed { index, .. } => rw(&[*index], &[]),
             Op::NeedDefined { .. }
             | Op::SetDefined { .. }

@@ -317,7 +317,8 @@ impl Device {
                 // Device variables without an initialiser are zero.
                 let mut data = v.initial.clone();
                 data.resize(v.size as usize, 0);
-                if let (false, Ok((memory, offset))) = (data.is_empty(), self.global.host(pointer, data.len(), "write")) {
+                if let (false, Ok((memory, offset))) = (data.is_empty(), self.global.host(pointer, data.len(), "write"))
+                {
                     memory.fill_from_host(offset, &data);
                 }
                 self.symbols.insert((module.id, i as u32), pointer);

@@ -333,7 +333,9 @@ impl Memory<'_, '_> {
             _ => {
                 let mut bytes = [0; 16];
                 // The kernel's own parameters are the same for all threads and never written.
-                if let (Space::Param, Some(value)) = (space, self.env.parameters.get(address as usize..address as usize + n)) {
+                if let (Space::Param, Some(value)) =
+                    (space, self.env.parameters.get(address as usize..address as usize + n))
+                {
                     bytes[..n].copy_from_slice(value);
                     return Ok(u128::from_le_bytes(bytes));
                 }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Options, Schedule,
-    clocks::{Kind, Released, ReleaseSum, ThreadClock, View},
+    clocks::{Kind, ReleaseSum, Released, ThreadClock, View},
     decode::SHARED_BASE,
     interp::{self, Stop},
     memory::{Global, Stretch},
@@ -434,8 +434,11 @@ impl Machine<'_, '_> {
             (bar.expected, bar.at) = (count, pc);
         } else if bar.expected != count {
             let (expected, at) = (bar.expected, bar.at);
-            let mut fault =
-                wrong(block, Rule::Divergence, format!("barrier {id} of {count} threads here, of {expected} elsewhere"));
+            let mut fault = wrong(
+                block,
+                Rule::Divergence,
+                format!("barrier {id} of {count} threads here, of {expected} elsewhere"),
+            );
             fault.other = Some(block.place(t, at, "barrier"));
             return Err(fault);
         }

@@ -86,7 +86,14 @@ impl Stretch {
     }
 
     #[inline]
-    pub(crate) fn check_read(&mut self, at: usize, n: usize, strong: bool, who: Who, clock: &ThreadClock) -> Outcome<()> {
+    pub(crate) fn check_read(
+        &mut self,
+        at: usize,
+        n: usize,
+        strong: bool,
+        who: Who,
+        clock: &ThreadClock,
+    ) -> Outcome<()> {
         if let Some(cells) = &mut self.cells {
             cells.access(at, n, false, strong, who, clock)?;
         }
@@ -104,7 +111,14 @@ impl Stretch {
     }
 
     #[inline]
-    pub(crate) fn check_write(&mut self, at: usize, n: usize, strong: bool, who: Who, clock: &ThreadClock) -> Outcome<()> {
+    pub(crate) fn check_write(
+        &mut self,
+        at: usize,
+        n: usize,
+        strong: bool,
+        who: Who,
+        clock: &ThreadClock,
+    ) -> Outcome<()> {
         if let Some(cells) = &mut self.cells {
             cells.access(at, n, true, strong, who, clock)?;
         }
@@ -204,8 +218,10 @@ impl Global {
             ),
             None => String::new(),
         };
-        let mut fault =
-            RawFault::new(Rule::OutOfBounds, format!("{address:#x} is outside every allocation of global memory{hint}"));
+        let mut fault = RawFault::new(
+            Rule::OutOfBounds,
+            format!("{address:#x} is outside every allocation of global memory{hint}"),
+        );
         if let Some(who) = who {
             fault = fault.at(format!("{what} of {n} bytes"), who);
         }
@@ -236,9 +252,8 @@ impl Global {
 
 #[cold]
 pub(crate) fn misaligned(space: &str, address: u64, n: usize, what: &str, who: Who) -> Box<RawFault> {
-    let mut fault =
-        RawFault::new(Rule::Misaligned, format!("{space} address {address:#x} is not a multiple of {n}"))
-            .at(format!("{what} of {n} bytes"), who);
+    let mut fault = RawFault::new(Rule::Misaligned, format!("{space} address {address:#x} is not a multiple of {n}"))
+        .at(format!("{what} of {n} bytes"), who);
     fault.address = Some(address);
     fault
 }

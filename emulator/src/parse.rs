@@ -238,14 +238,8 @@ fn variable(text: &str, line: u32) -> Result<Variable, LoadError> {
         Some((a, b)) => (a, Some(b)),
         None => (text, None),
     };
-    let mut v = Variable {
-        name: String::new(),
-        space: Space::Param,
-        align: 1,
-        size: 0,
-        external: false,
-        initial: Vec::new(),
-    };
+    let mut v =
+        Variable { name: String::new(), space: Space::Param, align: 1, size: 0, external: false, initial: Vec::new() };
     let (mut unit, mut words) = (None, declaration.split_whitespace().peekable());
     let mut name = String::new();
     while let Some(word) = words.next() {
@@ -293,7 +287,8 @@ fn statement(text: &str, line: u32) -> Result<Statement, LoadError> {
     let mut rest = whole.as_str();
     let mut guard = None;
     if let Some(guarded) = rest.strip_prefix('@') {
-        let (name, after) = guarded.split_once(' ').ok_or_else(|| error(line, text, "a guard without an instruction"))?;
+        let (name, after) =
+            guarded.split_once(' ').ok_or_else(|| error(line, text, "a guard without an instruction"))?;
         guard = Some(match name.strip_prefix('!') {
             Some(name) => (name.to_string(), true),
             None => (name.to_string(), false),
@@ -345,7 +340,8 @@ fn header(text: &str, line: u32) -> Result<Function, LoadError> {
     let bad = || error(line, text, "bad function header");
     let entry = text.contains(".entry");
     let mut rest = text.split_once(if entry { ".entry" } else { ".func" }).ok_or_else(bad)?.1.trim();
-    let parameters = |list: &str| split_commas(list).into_iter().map(|p| variable(p, line)).collect::<Result<Vec<_>, _>>();
+    let parameters =
+        |list: &str| split_commas(list).into_iter().map(|p| variable(p, line)).collect::<Result<Vec<_>, _>>();
     let mut returns = Vec::new();
     if let Some(after) = rest.strip_prefix('(') {
         let (list, after) = after.split_once(')').ok_or_else(bad)?;

@@ -5,7 +5,7 @@
 //! Arithmetic is a function pointer chosen at load time: the interpreter has one arm for all two-operand arithmetic.
 
 use crate::{
-    arith::{Binary, Convert, Test, Ternary, Unary},
+    arith::{Binary, Convert, Ternary, Test, Unary},
     matrix::Shape,
     parse::{Loc, Space},
 };
@@ -173,43 +173,140 @@ pub(crate) struct BarrierOp {
 /// One operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Move { d: Slot, a: Slot },
-    Unary { f: Unary, d: Slot, a: Slot },
-    Binary { f: Binary, d: Slot, a: Slot, b: Slot },
-    Ternary { f: Ternary, d: Slot, a: Slot, b: Slot, c: Slot },
-    Convert { d: Slot, a: Slot, how: Convert },
-    Lop3 { d: Slot, a: Slot, b: Slot, c: Slot, table: u8, bits64: bool },
-    BitInsert { d: Slot, a: Slot, b: Slot, c: Slot, e: Slot, bits64: bool },
-    Pack { d: Slot, bits: u8, count: u8, a: [Slot; 4] },
-    Unpack { a: Slot, bits: u8, count: u8, d: [Slot; 4] },
-    Compare { f: Test, d: Slot, a: Slot, b: Slot },
+    Move {
+        d: Slot,
+        a: Slot,
+    },
+    Unary {
+        f: Unary,
+        d: Slot,
+        a: Slot,
+    },
+    Binary {
+        f: Binary,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
+    Ternary {
+        f: Ternary,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    Convert {
+        d: Slot,
+        a: Slot,
+        how: Convert,
+    },
+    Lop3 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+        table: u8,
+        bits64: bool,
+    },
+    BitInsert {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+        e: Slot,
+        bits64: bool,
+    },
+    Pack {
+        d: Slot,
+        bits: u8,
+        count: u8,
+        a: [Slot; 4],
+    },
+    Unpack {
+        a: Slot,
+        bits: u8,
+        count: u8,
+        d: [Slot; 4],
+    },
+    Compare {
+        f: Test,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    },
     /// `setp.lt.and p|q, a, b, c`: p = (a < b) & c, q = !(a < b) & c
-    CompareWith { f: Test, combine: Binary, d: Slot, q: Slot, a: Slot, b: Slot, c: Slot },
-    AddCarry { d: Slot, a: Slot, b: Slot, carry: Slot, bits64: bool, subtract: bool, take: bool, give: bool },
+    CompareWith {
+        f: Test,
+        combine: Binary,
+        d: Slot,
+        q: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    AddCarry {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        carry: Slot,
+        bits64: bool,
+        subtract: bool,
+        take: bool,
+        give: bool,
+    },
     Load(Access),
     Store(Access),
     Atomic(Box<Atomic>),
-    ActiveMask { d: Slot },
-    Clock { d: Slot, mask: u64 },
+    ActiveMask {
+        d: Slot,
+    },
+    Clock {
+        d: Slot,
+        mask: u64,
+    },
     Meet(Box<Meeting>),
     Barrier(Box<BarrierOp>),
     /// `destination` in shared memory, `source` in global memory.
-    CopyAsync { destination: Slot, to: i32, source: Slot, from: i32, bytes: u8, live: Slot, ignore: Slot },
+    CopyAsync {
+        destination: Slot,
+        to: i32,
+        source: Slot,
+        from: i32,
+        bytes: u8,
+        live: Slot,
+        ignore: Slot,
+    },
     CommitGroup,
-    WaitGroup { pending: u32 },
+    WaitGroup {
+        pending: u32,
+    },
     WaitAll,
-    Fence { block_only: bool },
-    Branch { target: u32 },
-    BranchIndexed { index: Slot, targets: Box<[u32]> },
-    Call { target: u32 },
+    Fence {
+        block_only: bool,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndexed {
+        index: Slot,
+        targets: Box<[u32]>,
+    },
+    Call {
+        target: u32,
+    },
     Return,
     Exit,
     Trap,
     Nothing,
     /// Fault if the slot has not been written: inserted where an undefined read cannot be excluded.
-    NeedDefined { slot: Slot, bit: u16 },
+    NeedDefined {
+        slot: Slot,
+        bit: u16,
+    },
     /// Remember that a slot has been written.
-    SetDefined { bit: u16 },
+    SetDefined {
+        bit: u16,
+    },
     /// `__assertfail`
     AssertFailed,
 }

@@ -141,7 +141,11 @@ pub(crate) fn coordinates(index: u32, size: [u32; 3]) -> [u32; 3] {
 }
 
 /// The short name of a source place.
-pub(crate) fn source_line(kernel: &Kernel, files: &dyn Fn(u32) -> String, at: u32) -> (String, u32, Option<String>, u32) {
+pub(crate) fn source_line(
+    kernel: &Kernel,
+    files: &dyn Fn(u32) -> String,
+    at: u32,
+) -> (String, u32, Option<String>, u32) {
     let origin = kernel.origins.get(at as usize).copied().unwrap_or(Origin::default());
     let inlined = origin.loc.inlined.map(|(f, l)| format!("{}:{l}", files(f)));
     let file = if origin.loc.file == 0 { String::new() } else { files(origin.loc.file) };

@@ -2,9 +2,13 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "every test file uses a part")]
 
 pub mod buffer;
+#[cfg(sae_kernels_ptx)]
+pub mod emulated;
 pub mod golden;
 pub mod naive;
 pub mod ops;
+#[cfg(feature = "cuda")]
+pub mod staged;
 pub mod step;
 
 pub use buffer::{Guarded, Place};
@@ -105,6 +109,18 @@ macro_rules! on_every_backend {
         }
         mod cpu_f16 {
             $(#[test] fn $check() { $crate::common::cpus::<sae_kernels::f16>().iter().for_each(super::$check) })*
+        }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_f32 { $(#[test] fn $check() { $crate::common::emulated::cudas::<f32>().iter().for_each(super::$check) })* }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_bf16 {
+            $(#[test] fn $check() {
+                $crate::common::emulated::cudas::<sae_kernels::bf16>().iter().for_each(super::$check)
+            })*
+        }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_f16 {
+            $(#[test] fn $check() { $crate::common::emulated::cudas::<sae_kernels::f16>().iter().for_each(super::$check) })*
         }
     };
 }

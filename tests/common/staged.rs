@@ -3,8 +3,8 @@
 
 use sae_kernels::operations::*;
 use sae_kernels::{
-    Backend, Cuda, CudaBuffer, CudaElement, CudaMemory, CudaRef, CudaRefMut, Element, Host, MatMut, MatRef, Memory, Result,
-    Shape,
+    Backend, Cuda, CudaBuffer, CudaElement, CudaMemory, CudaRef, CudaRefMut, Element, Host, MatMut, MatRef, Memory,
+    Result, Shape,
 };
 
 /// A backend on a device, with the host's memory.
@@ -179,9 +179,7 @@ impl<E: CudaElement> Backend for Staged<E> {
         let mut workspace = self.copy(args.workspace)?;
         let mut given = args.primal;
         let mut primal = match &mut given {
-            Some(p) => {
-                Some((self.copy(p.comoments.data())?, self.copy(p.coupling.data_mut())?, self.copy(p.offset)?))
-            }
+            Some(p) => Some((self.copy(p.comoments.data())?, self.copy(p.coupling.data_mut())?, self.copy(p.offset)?)),
             None => None,
         };
         self.0.finish_statistics(FinishStatistics {
@@ -190,10 +188,12 @@ impl<E: CudaElement> Backend for Staged<E> {
             shift: shift.slice(),
             sum: sum.slice(),
             sum_squares: sum_squares.slice(),
-            primal: primal.as_mut().zip(given.as_ref()).map(|((comoments, coupling, offset), like)| PrimalCorrelation {
-                comoments: comoments.mat(&like.comoments),
-                coupling: coupling.mat_mut(extent(&like.coupling)),
-                offset: offset.slice_mut(),
+            primal: primal.as_mut().zip(given.as_ref()).map(|((comoments, coupling, offset), like)| {
+                PrimalCorrelation {
+                    comoments: comoments.mat(&like.comoments),
+                    coupling: coupling.mat_mut(extent(&like.coupling)),
+                    offset: offset.slice_mut(),
+                }
             }),
             mean: mean.slice_mut(),
             variance: variance.slice_mut(),
@@ -343,10 +343,7 @@ impl<E: CudaElement> Backend for Staged<E> {
                 .zip(args.reconstruction.as_ref())
                 .map(|(copied, like)| copied.mat_mut(extent(like))),
             residual_weight: args.residual_weight,
-            residual: residual
-                .as_mut()
-                .zip(args.residual.as_ref())
-                .map(|(copied, like)| copied.mat_mut(extent(like))),
+            residual: residual.as_mut().zip(args.residual.as_ref()).map(|(copied, like)| copied.mat_mut(extent(like))),
             accumulate: args.accumulate,
             squared_error: squared_error.slice_mut(),
             workspace: workspace.slice_mut(),
