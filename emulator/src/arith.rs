@@ -564,6 +564,51 @@ pub(crate) fn float_unary(op: &str, ty: Type, ftz: bool) -> Option<Unary> {
     }
 }
 
+/// a b + c in f32, rounded down, up or towards zero: exactly, from an f64 sum and its error.
+fn directed(a: f32, b: f32, c: f32, round: Round) -> f32 {
+    let (p, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let s = p + c;
+    if !s.is_finite() {
+        return s as f32;
+    }
+    let part = s - p;
+    let error = (p - (s - part)) + (c - part);
+    let r = s as f32;
+    let (below, above) = match f64::from(r).partial_cmp(&s) {
+        Some(std::cmp::Ordering::Less) => (true, false),
+        Some(std::cmp::Ordering::Greater) => (false, true),
+        _ => (error > 0.0, error < 0.0),
+    };
+    match round {
+        Round::Down if above => r.next_down(),
+        Round::Up if below => r.next_up(),
+        Round::Zero if above && s > 0.0 => r.next_down(),
+        Round::Zero if below && s < 0.0 => r.next_up(),
+        _ => r,
+    }
+}
+
+/// `add`, `sub`, `mul` and `fma` of f32 with a directed rounding; the operands that the first three lack are ignored.
+pub(crate) fn directed_f32(op: &str, round: Round) -> Option<Ternary> {
+    macro_rules! by_round {
+        (|$a:ident, $b:ident, $c:ident| $x:expr, $y:expr, $z:expr) => {
+            match round {
+                Round::Down => Some((|$a, $b, $c| bits(directed($x, $y, $z, Round::Down))) as Ternary),
+                Round::Up => Some((|$a, $b, $c| bits(directed($x, $y, $z, Round::Up))) as Ternary),
+                Round::Zero => Some((|$a, $b, $c| bits(directed($x, $y, $z, Round::Zero))) as Ternary),
+                _ => None,
+            }
+        };
+    }
+    match op {
+        "fma" | "mad" => by_round!(|a, b, c| f(a), f(b), f(c)),
+        "add" => by_round!(|a, b, _c| f(a), 1.0, f(b)),
+        "sub" => by_round!(|a, b, _c| f(a), 1.0, -f(b)),
+        "mul" => by_round!(|a, b, _c| f(a), f(b), 0.0),
+        _ => None,
+    }
+}
+
 /// Fused multiply-add.
 pub(crate) fn fma(ty: Type, ftz: bool, sat: bool, relu: bool) -> Option<Ternary> {
     fn half_fma(a: f32, b: f32, c: f32) -> f32 {
@@ -858,6 +903,18 @@ mod tests {
         assert_eq!(convert(Type::F32, Type::S32, Round::Zero, bits(-1.75)) as u32 as i32, -1);
         assert_eq!(convert(Type::F32, Type::S32, Round::Down, bits(-1.25)) as u32 as i32, -2);
         assert_eq!(convert(Type::F32, Type::U32, Round::Zero, bits(-5.0)), 0);
+    }
+
+    #[test]
+    fn directed_sums() {
+        let tiny = 2f32.powi(-40);
+        for (round, want) in [(Round::Down, 1.0), (Round::Up, 1.0 + f32::EPSILON), (Round::Zero, 1.0)] {
+            let add = directed_f32("add", round).unwrap();
+            assert_eq!(f(add(bits(1.0), bits(tiny), 0)), want);
+        }
+        let fma = directed_f32("fma", Round::Down).unwrap();
+        assert_eq!(f(fma(bits(-1.0), bits(1.0), bits(-1e-30))), (-1f32).next_down());
+        assert_eq!(f(fma(bits(252.0), bits(0.5), bits(12_582_913.0))), 12_583_039.0);
     }
 
     #[test]

@@ -580,6 +580,10 @@ impl Decoder<'_> {
             return self.carry(s, m, false);
         }
         let ty = self.ty(s, m)?;
+        if let (Type::F32, Some(round)) = (ty, m.take_any(&["rz", "rm", "rp"])) {
+            let f = self.need(s, arith::directed_f32(&s.opcode, direction(round)))?;
+            return Ok(Op::Ternary { f, d: self.d(s, 0)?, a: self.a(s, 1, ty)?, b: self.a(s, 2, ty)?, c: SINK });
+        }
         let f = if ty.float() {
             let mut name = s.opcode.clone();
             match name.as_str() {
@@ -652,11 +656,14 @@ impl Decoder<'_> {
         let ty = self.ty(s, m)?;
         let (mut last, mut name) = (ty, s.opcode.clone());
         let f = match s.opcode.as_str() {
-            "fma" | "mad" if ty.float() => {
-                self.need(s, m.take_any(&["rn"]))?;
-                let (ftz, sat, relu) = (m.take("ftz"), m.take("sat"), m.take("relu"));
-                arith::fma(ty, ftz, sat, relu)
-            }
+            "fma" | "mad" if ty.float() => match self.need(s, m.take_any(&["rn", "rz", "rm", "rp"]))? {
+                "rn" => {
+                    let (ftz, sat, relu) = (m.take("ftz"), m.take("sat"), m.take("relu"));
+                    arith::fma(ty, ftz, sat, relu)
+                }
+                round if ty == Type::F32 => arith::directed_f32("fma", direction(round)),
+                _ => None,
+            },
             "mad" => {
                 let part = self.need(s, m.take_any(&["lo", "hi", "wide"]))?;
                 name = format!("mad.{part}");
@@ -1324,6 +1331,15 @@ impl Decoder<'_> {
     fn reaches(&self, target: u32, name: &str, at: usize) -> bool {
         let next = self.functions.iter().filter(|(n, _)| *n != name).map(|(_, f)| f.0).filter(|&t| t > target).min();
         at >= target as usize && next.is_none_or(|t| at < t as usize)
+    }
+}
+
+/// `.rz`, `.rm` or `.rp`
+fn direction(modifier: &str) -> Round {
+    match modifier {
+        "rz" => Round::Zero,
+        "rm" => Round::Down,
+        _ => Round::Up,
     }
 }
 

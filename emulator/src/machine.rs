@@ -425,7 +425,7 @@ impl Machine<'_, '_> {
         }
         let p = block.register(slots, t, op.p) != 0;
         let gone = block.threads.iter().position(|x| x.state == State::Done);
-        if let (Some(gone), true) = (gone, count == all) {
+        if let (Some(gone), true) = (gone, op.count == SINK) {
             let message = format!("barrier {id} waits for all {all} threads, but thread {gone} has returned");
             return Err(wrong(block, Rule::DepartedThread, message));
         }
@@ -495,18 +495,17 @@ impl Machine<'_, '_> {
                     None => groups.push((key.0, key.1, vec![t])),
                 }
             }
-            for warp in &block.warps {
+            for (w, warp) in block.warps.iter().enumerate() {
                 for meet in warp {
-                    let missing = meet.mask & !meet.arrived;
-                    if missing != 0 {
-                        rule = Rule::Divergence;
-                    }
+                    let mut missing = (0..32).filter(|l| (meet.mask & !meet.arrived) >> l & 1 == 1);
+                    let gone = missing.any(|l| block.threads[thread_of(w, l)].state == State::Done);
+                    rule = if gone { Rule::DepartedThread } else { Rule::Divergence };
                 }
             }
             let done = block.threads.iter().any(|t| t.state == State::Done);
             for (state, pc, threads) in groups {
-                let line = self.env.kernel.origins.get(pc as usize).map_or(0, |o| o.line);
-                let source = self.env.kernel.origins.get(pc as usize).map_or(0, |o| o.loc.line);
+                let origin = self.env.kernel.origins.get(pc as usize).copied().unwrap_or_default();
+                let (line, source) = (origin.line, origin.loc.inlined.map_or(origin.loc.line, |(_, l)| l));
                 let who = ranges(&threads);
                 lines.push(match state {
                     State::Done => format!("threads {who} have returned"),

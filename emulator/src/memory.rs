@@ -101,7 +101,7 @@ impl Stretch {
             let first = (at..at + n).find(|&i| !self.written.get(i)).unwrap_or(at);
             let mut fault = RawFault::new(
                 Rule::UninitialisedRead,
-                format!("{} memory at offset {first:#x} was never written", self.space()),
+                format!("{} memory at offset {first:#x} is not written, or not yet", self.space()),
             )
             .at(format!("read of {n} bytes"), who);
             fault.address = Some(first as u64);

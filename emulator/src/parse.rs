@@ -535,7 +535,7 @@ mod tests {
 
     #[test]
     fn lines_are_kept_through_comments() {
-        let error = parse("// a\n/* b\n c */\n.visible .entry k()\n{\n  add.s32 %%, 1;\n}\n").unwrap_err();
+        let error = parse("// a\n/* b\n c */\n.visible .entry k()\n{\n  add.s32 ?, 1;\n}\n").unwrap_err();
         assert_eq!(error.line, 6);
     }
 

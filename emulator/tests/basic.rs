@@ -1,0 +1,130 @@
+//! Small kernels of every kind, against plain Rust, in every schedule.
+
+mod common;
+use common::*;
+use ptx_emulator::{Device, Grid};
+
+const BASIC: &str = include_str!("ptx/basic.ptx");
+
+#[test]
+fn vector_add_with_a_ragged_tail() {
+    let m = module(BASIC);
+    for options in all_options() {
+        for n in [1usize, 31, 128, 300] {
+            let mut d = Device::new(options.clone());
+            let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let (pa, pb, pc) = (d.upload(&a), d.upload(&a), d.alloc(4 * n));
+            let grid = Grid::linear((n as u32).div_ceil(128), 128, 0);
+            d.launch(&m, "vector_add", grid, &[pa.into(), pb.into(), pc.into(), (n as i32).into()]).unwrap();
+            let c: Vec<f32> = d.download(pc, n).unwrap();
+            assert!(c.iter().zip(&a).all(|(c, a)| *c == 2.0 * a));
+        }
+    }
+}
+
+#[test]
+fn block_sum_through_shuffles_and_shared_memory() {
+    let m = module(BASIC);
+    for options in all_options() {
+        let mut d = Device::new(options);
+        let x: Vec<f32> = (0..1000).map(|i| (i % 7) as f32).collect();
+        let (px, ps) = (d.upload(&x), d.alloc(12));
+        d.launch(&m, "block_sum", Grid::linear(3, 256, 0), &[px.into(), ps.into(), 1000i32.into()]).unwrap();
+        let sums: Vec<f32> = d.download(ps, 3).unwrap();
+        assert_eq!(sums.iter().sum::<f32>(), x.iter().sum::<f32>());
+    }
+}
+
+#[test]
+fn transpose_through_two_buffers() {
+    let m = module(BASIC);
+    for options in all_options() {
+        for (rows, columns) in [(1usize, 1usize), (33, 70), (40, 129)] {
+            let mut d = Device::new(options.clone());
+            let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let (px, py) = (d.upload(&x), d.alloc(4 * rows * columns));
+            let grid =
+                Grid { grid: [rows.div_ceil(32) as u32, 1, 1], block: [32, 8, 1], shared_bytes: 0, cooperative: false };
+            let arguments = [px.into(), py.into(), (rows as i32).into(), (columns as i32).into()];
+            d.launch(&m, "transpose", grid, &arguments).unwrap();
+            let y: Vec<f32> = d.download(py, rows * columns).unwrap();
+            for r in 0..rows {
+                for c in 0..columns {
+                    assert_eq!(y[c * rows + r], x[r * columns + c]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn last_block_sees_all_shares() {
+    let m = module(BASIC);
+    for mut options in all_options() {
+        for resident in [1, 3] {
+            options.resident_blocks = resident;
+            let mut d = Device::new(options.clone());
+            let x: Vec<i32> = (1..=7).collect();
+            let (px, ps, pc, po) = (d.upload(&x), d.alloc(28), d.upload(&[0i32]), d.alloc(4));
+            let arguments = [px.into(), ps.into(), pc.into(), po.into()];
+            d.launch(&m, "last_block", Grid::linear(7, 64, 0), &arguments).unwrap();
+            assert_eq!(d.download::<i32>(po, 1).unwrap(), [56]);
+        }
+    }
+}
+
+#[test]
+fn named_barriers_hand_over() {
+    let m = module(BASIC);
+    for options in all_options() {
+        let mut d = Device::new(options);
+        let x: Vec<i32> = (0..160).collect();
+        let (px, py) = (d.upload(&x), d.alloc(640));
+        d.launch(&m, "hand_over", Grid::linear(1, 64, 0), &[px.into(), py.into(), 5i32.into()]).unwrap();
+        let y: Vec<i32> = d.download(py, 160).unwrap();
+        assert!((0..160).all(|i| y[i] == x[i ^ 1] + i as i32 / 32));
+    }
+}
+
+#[test]
+fn cooperative_blocks_wait_for_each_other() {
+    let m = module(BASIC);
+    for options in all_options() {
+        let mut d = Device::new(options);
+        let (data, counter, out) = (d.alloc(20), d.upload(&[0u32]), d.alloc(100));
+        let grid = Grid { cooperative: true, ..Grid::linear(5, 32, 0) };
+        d.launch(&m, "grid_barrier", grid, &[data.into(), counter.into(), out.into()]).unwrap();
+        let out: Vec<i32> = d.download(out, 25).unwrap();
+        assert!((0..25).all(|i| out[i] == i as i32 % 5 + 1));
+    }
+}
+
+#[test]
+fn calls_switches_constants_and_device_variables() {
+    let m = module(BASIC);
+    for options in all_options() {
+        let mut d = Device::new(options);
+        let bytes: Vec<u8> = (0..64).map(|i| (i * 37 + 11) as u8).collect();
+        let (pb, pw, po) = (d.upload(&bytes), d.alloc(65 * 8), d.alloc(64 * 4));
+        let arguments = [pb.into(), pw.into(), po.into(), 9i32.into()];
+        d.launch(&m, "odds_and_ends", Grid::linear(1, 64, 0), &arguments).unwrap();
+        let wide: Vec<i64> = d.download(pw, 65).unwrap();
+        let out: Vec<f32> = d.download(po, 64).unwrap();
+        for i in 0..64usize {
+            let b = bytes[i];
+            let v = 2.0 * [1.5f32, 2.5, 3.5, 4.5][i % 4] + 9.0 + (usize::from(b % 8) * i) as f32;
+            let v = match b % 6 {
+                0 => v + 1.0,
+                1 => v * 3.0,
+                2 => v.sqrt(),
+                3 => 1.0 / v,
+                4 => -v,
+                _ => (v - 100.0).abs(),
+            };
+            assert_eq!(out[i], v, "thread {i}");
+            let w = ((i as i64) << 33) / 3 - i64::from(i.count_ones()) + i64::from((b as i8) >> 1);
+            assert_eq!(wide[i], w, "thread {i}");
+        }
+        assert_eq!(wide[64], 63 * 64 / 2);
+    }
+}
