@@ -144,7 +144,8 @@ fn launches_that_do_not_fit_are_refused() {
 
 #[test]
 fn reports_name_both_places() {
-    let fault = run(&module(FAULTS), "race_shared_write_read", Grid::linear(1, 64, 0), 0, Options::default()).unwrap_err();
+    let fault =
+        run(&module(FAULTS), "race_shared_write_read", Grid::linear(1, 64, 0), 0, Options::default()).unwrap_err();
     let text = fault.to_string();
     let (read, write) = (fault.here.unwrap(), fault.other.unwrap());
     assert_eq!((read.file.as_str(), write.file.as_str()), ("faults.cu", "faults.cu"));

@@ -211,11 +211,13 @@ impl Core {
         right: Planes,
         epilogue: &T,
     ) -> Result<()> {
-        // The pairs (i, j) with i + j ≤ 2: what is left out is less than the rounding of f32. Lower planes meet the first without what is
-        // not finite, which stands after the last.
+        // The pairs (i, j) with i + j ≤ 2: what is left out is less than the rounding of f32. The smallest come first, so that only the
+        // last, i = j = 0, is added to a sum of full size. Lower planes meet the first without what is not finite, which stands after
+        // the last plane.
         let (mut segments, mut left_planes, mut right_planes) = (0, 0, 0);
-        for i in 0..left.count {
-            for j in (0..right.count).filter(|j| i + j <= 2) {
+        for order in (0..=2).rev() {
+            for i in (0..=order).filter(|i| *i < left.count && order - i < right.count) {
+                let j = order - i;
                 left_planes |= (if i == 0 && j > 0 { left.count } else { i }) << (4 * segments);
                 right_planes |= (if j == 0 && i > 0 { right.count } else { j }) << (4 * segments);
                 segments += 1;
