@@ -5,8 +5,8 @@
 //! | backend | what it is |
 //! |---|---|
 //! | [`Reference`] | plain `f64` loops, one obvious line a formula: what every other backend is tested against |
-//! | `Cuda` | with the feature `cuda`: hand-written CUDA kernels on the caller's stream; `f32`, `bf16` and `f16` storage |
 //! | [`Cpu`] | packed, blocked SIMD kernels (AVX-512, AVX2+FMA, portable; chosen once at run time) and threads; `f32`, `bf16` and `f16` storage |
+//! | `Cuda` | feature `cuda`: CUDA kernels, one tensor-core product with the operations as epilogues, on the caller's stream; the same storage types |
 //!
 //! On the table stand the models: [`DecoderFree`], a step of the decoder-free sparse autoencoder (Oursland 2026) with exact
 //! micro-batching and mergeable [`Statistics`], and [`StandardSae`], the autoencoder with a linear decoder.

@@ -82,8 +82,12 @@ pub fn cuda<E: CudaElement>(options: Options) -> Cuda<E> {
     Cuda::on_driver(Arc::new(Emulated::new(options)))
 }
 
-/// The CUDA backend, to run the other backends' tests on.
+/// The CUDA backend, to run the other backends' tests on; on a real GPU if `SAE_KERNELS_REQUIRE_GPU=1`.
 pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
+    if std::env::var("SAE_KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1") {
+        let cuda = Cuda::<E>::new(0).unwrap_or_else(|error| panic!("SAE_KERNELS_REQUIRE_GPU=1: {error}"));
+        return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone()))];
+    }
     // Races do not depend on numbers: tests/cuda.rs looks for them, at a quarter of the speed.
     let options = Options { check_races: false, ..Options::default() };
     vec![Under::new(format!("{} on an emulated GPU", E::NAME), move || Staged(cuda(options.clone())))]
