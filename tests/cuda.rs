@@ -8,8 +8,7 @@ use common::anywhere::Step;
 use common::emulated::{all_options, cuda};
 use common::{relative, rng, rounded, uniform};
 use sae_kernels::{
-    Activation, Backend, Cuda, CudaElement, DecoderFreeConfig, Element, Error, Form, Objective, Precision, Reference,
-    Shape,
+    Activation, Backend, Cuda, CudaElement, DecoderFreeConfig, Error, Form, Objective, Precision, Reference, Shape,
 };
 
 /// A whole step: every kernel of the model, in several tiles each way, in device memory throughout.

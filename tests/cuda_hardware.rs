@@ -6,7 +6,7 @@ mod common;
 use common::anywhere::Step;
 use common::{relative, rng, rounded, uniform};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sae_kernels::{Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Element, Form, Objective, Precision, Shape};
+use sae_kernels::{Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Form, Objective, Precision, Shape};
 
 fn main() {
     let arguments = Arguments::from_args();

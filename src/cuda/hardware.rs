@@ -29,7 +29,10 @@ pub(super) fn probe(ordinal: usize) -> Result<()> {
         return Err(Error::KernelsNotBuilt { reason });
     }
     let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-    let missing = |error: libloading::Error| Error::NoDriver { reason: error.to_string() };
+    let missing = |error: libloading::Error| {
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Error::NoDriver { reason: format!("{name} does not load ({cause})") }
+    };
     // SAFETY: the driver's library is made to be loaded like this.
     let library = unsafe { libloading::Library::new(name) }.map_err(missing)?;
     // SAFETY: the types are those of cuda.h.

@@ -38,6 +38,10 @@ impl<B: HostBackend> Under<B> {
     pub fn fresh(&self) -> B {
         (self.make)()
     }
+    /// Whether it runs some thousand times slower than on a device.
+    pub fn is_emulated(&self) -> bool {
+        self.name.ends_with("emulated GPU")
+    }
     /// Unit roundoff of what sums are kept in.
     pub fn real(&self) -> f64 {
         B::Real::UNIT_ROUNDOFF
