@@ -43,7 +43,7 @@ fn assert_exact(context: &str, what: &str, found: &[f64], truth: &[f64]) {
 
 fn steps_agree<B: HostBackend>(under: &Under<B>) {
     for golden in golden_files::<B>() {
-        let yardstick = Yardstick::new::<B>(&golden.problem);
+        let yardstick = Yardstick::new::<B>(&golden.problem, !golden.own);
         for plan in Plan::all(golden.problem.shape) {
             let context = format!("{}: {} {plan:?}", under.name, golden.name);
             let found = golden.problem.step(under, &plan).unwrap_or_else(|e| panic!("{context}: {e}"));
@@ -55,7 +55,7 @@ fn steps_agree<B: HostBackend>(under: &Under<B>) {
 fn shards_agree<B: HostBackend>(under: &Under<B>) {
     for golden in golden_files::<B>() {
         let n = golden.problem.shape.rows;
-        let yardstick = Yardstick::new::<B>(&golden.problem);
+        let yardstick = Yardstick::new::<B>(&golden.problem, !golden.own);
         for (at, shards) in shardings(n).into_iter().enumerate() {
             let block_rows = Some([n, 5, 16][at % 3]);
             let plan = Plan { block_rows, place: Place::ALL[at % 2], outputs: at % 2 == 0, ..Plan::default() };
@@ -75,7 +75,7 @@ fn rounded_inputs_agree<B: HostBackend>(under: &Under<B>) {
     }
     for golden in Golden::all() {
         let problem = golden.problem.rounded_for::<B>();
-        let yardstick = Yardstick::new::<B>(&problem);
+        let yardstick = Yardstick::new::<B>(&problem, !golden.own);
         let truth = problem.step(&reference(), &Plan::default()).unwrap();
         let bound = encoder_bound(under, &problem);
         for plan in Plan::all(problem.shape) {
@@ -92,6 +92,8 @@ fn rounded_inputs_agree<B: HostBackend>(under: &Under<B>) {
 /// What a plain implementation makes of a problem, and what the reference makes of stored activations.
 struct Yardstick<'a> {
     problem: &'a Problem,
+    /// Whether more than the bars of quality is allowed, for problems of unknown condition.
+    lenient: bool,
     /// Errors of the gradients in the primal and in the dual form.
     plain_errors: [[f64; 3]; 2],
     /// The last activations and their outcome: most plans store the same.
@@ -99,8 +101,8 @@ struct Yardstick<'a> {
 }
 
 impl<'a> Yardstick<'a> {
-    fn new<B: HostBackend>(problem: &'a Problem) -> Self {
-        let mut yardstick = Self { problem, plain_errors: [[0.0; 3]; 2], last: RefCell::default() };
+    fn new<B: HostBackend>(problem: &'a Problem, lenient: bool) -> Self {
+        let mut yardstick = Self { problem, lenient, plain_errors: [[0.0; 3]; 2], last: RefCell::default() };
         if !is_exact::<B>() {
             yardstick.plain_errors = [false, true].map(|dual| {
                 let plain = naive::step::<B::Element>(problem, dual);
@@ -133,7 +135,7 @@ fn all_four_terms_agree<B: HostBackend>(under: &Under<B>) {
         let objective =
             Objective { lambda_lse: 1.0, lambda_var: 1.0, lambda_tc: 1.0, lambda_wr: 1.0, ..golden.problem.objective };
         let problem = Problem { objective, ..golden.problem.clone() };
-        let yardstick = Yardstick::new::<B>(&problem);
+        let yardstick = Yardstick::new::<B>(&problem, !golden.own);
         for plan in Plan::all(problem.shape).into_iter().take(3) {
             let context = format!("{}: {} all terms {plan:?}", under.name, golden.name);
             let found = problem.step(under, &plan).unwrap_or_else(|e| panic!("{context}: {e}"));
@@ -261,6 +263,16 @@ fn compare_rounded<B: HostBackend>(context: &str, yardstick: &Yardstick<'_>, fou
         // The dual form where it is not the cheaper one has the longer sums.
         let slack = merged || (dual && shape.rows >= shape.latents);
         let allowed = common::gradient_bar::<B>(plain_error, slack);
+        if error > allowed && yardstick.lenient {
+            // A plain implementation may be lucky where most of the gradient cancels, or all of it.
+            let norm = truth.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let u = B::Real::UNIT_ROUNDOFF.max(B::Element::UNIT_ROUNDOFF);
+            let off = gradient.iter().zip(truth).map(|(g, t)| (g - t).powi(2)).sum::<f64>().sqrt();
+            let magnitude = yardstick.problem.magnitudes(&found.activations)[at];
+            if off <= allowed * norm + common::CORRELATION_BAR * u * magnitude {
+                continue;
+            }
+        }
         assert!(error <= allowed, "{context}: {name} is off by {error:e}; a plain implementation by {plain_error:e}");
     }
 }

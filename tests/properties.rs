@@ -93,6 +93,8 @@ proptest! {
                 let product = |row: &Vec<f64>| (row[i] - mean[i]) * (row[j] - mean[j]);
                 let covariance = if rows < 2 { f64::NAN } else { batch.iter().map(product).sum::<f64>() / (n - 1.0) };
                 close(&[statistics.covariance(i, j)], &[covariance], 1e-12)?;
+                let s = |k: usize| statistics.variance(k).sqrt() + 1e-8;
+                close(&[statistics.correlation(i, j)], &[statistics.covariance(i, j) / s(i) / s(j)], 1e-14)?;
                 let shift = statistics.shift();
                 let comoment = batch.iter().map(|row| (row[i] - shift[i]) * (row[j] - shift[j])).sum::<f64>();
                 close(&[statistics.comoment(i, j)], &[comoment], 1e-13)?;

@@ -34,9 +34,15 @@ use std::marker::PhantomData;
 /// Storage types of the CPU backend.
 pub trait CpuElement: Element {
     /// The slice itself, if it holds `f32`.
-    fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+    #[inline(always)]
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
     /// The slice itself, if it holds `f32`.
-    fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
 }
 
 impl CpuElement for f32 {
@@ -49,26 +55,8 @@ impl CpuElement for f32 {
         Some(slice)
     }
 }
-impl CpuElement for bf16 {
-    #[inline(always)]
-    fn as_f32(_: &[bf16]) -> Option<&[f32]> {
-        None
-    }
-    #[inline(always)]
-    fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
-        None
-    }
-}
-impl CpuElement for f16 {
-    #[inline(always)]
-    fn as_f32(_: &[f16]) -> Option<&[f32]> {
-        None
-    }
-    #[inline(always)]
-    fn as_f32_mut(_: &mut [f16]) -> Option<&mut [f32]> {
-        None
-    }
-}
+impl CpuElement for bf16 {}
+impl CpuElement for f16 {}
 
 /// The CPU backend with storage type `E`: `f32`, `bf16` or `f16`.
 ///

@@ -13,6 +13,8 @@ const VARIABLE: &str = "SAE_KERNELS_GOLDEN_DIR";
 pub struct Golden {
     pub name: String,
     pub problem: Problem,
+    /// Whether the file is the project's own.
+    pub own: bool,
     tensors: HashMap<String, Vec<f64>>,
 }
 
@@ -22,7 +24,7 @@ impl Golden {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let more = std::env::var_os(VARIABLE).unwrap_or_default();
         let directories =
-            std::iter::once(own).chain(std::env::split_paths(&more).filter(|d| !d.as_os_str().is_empty()));
+            std::iter::once(own.clone()).chain(std::env::split_paths(&more).filter(|d| !d.as_os_str().is_empty()));
         let mut files: Vec<PathBuf> = Vec::new();
         for directory in directories {
             let found = files.len();
@@ -33,7 +35,7 @@ impl Golden {
             assert!(files.len() > found, "no golden files in {}", directory.display());
         }
         files.sort();
-        files.iter().map(|file| Self::read(file)).collect()
+        files.iter().map(|file| Self { own: file.starts_with(&own), ..Self::read(file) }).collect()
     }
 
     fn read(file: &Path) -> Self {
@@ -73,7 +75,7 @@ impl Golden {
             activation: Activation::Relu,
         };
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        Self { name, problem, tensors: values }
+        Self { name, problem, own: true, tensors: values }
     }
 
     pub fn tensor(&self, name: &str) -> &[f64] {

@@ -226,6 +226,44 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// Norms of the gradients made of every term's magnitude, with that of the rounded mean: what rounding errors are relative to,
+    /// however much cancels in the gradients themselves.
+    pub fn magnitudes(&self, activations: &[f64]) -> [f64; 3] {
+        let Shape { rows: n, inputs: d, latents: h } = self.shape;
+        let finished = self.objective.needs_statistics().then(|| finish(activations, n, h, self.objective));
+        let mut dz = vec![0.0; n * h];
+        for at in (0..n * h).filter(|at| activations[*at] > 0.0) {
+            let (row, j) = (at / h, at % h);
+            let a = &activations[row * h..][..h];
+            dz[at] = self.objective.row_weight(n as u64).abs() * (row_loss(a) - a[j]).exp();
+            if let Some(f) = &finished {
+                let centred = |i: usize| (a[i] - f.mean[i]).abs();
+                dz[at] += (0..h).map(|i| centred(i) * f.coupling[i * h + j].abs()).sum::<f64>();
+                // The dual form has the diagonal in its product, and takes it out again.
+                let dead = f.variance[j] == 0.0;
+                let diagonal =
+                    if dead { 0.0 } else { 4.0 * self.objective.lambda_tc.abs() / (n as f64 - 1.0) / f.variance[j] };
+                dz[at] += (centred(j) + f.mean[j].abs()) * (f.scale[j].abs() + diagonal);
+            }
+        }
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        let (x, w) =
+            (|row: usize, k: usize| self.x[row * d + k].abs(), |j: usize, k: usize| self.weight[j * d + k].abs());
+        let row_norm = |j: usize| (0..d).map(|k| w(j, k).powi(2)).sum::<f64>().sqrt();
+        // ‖4GŴ/‖W_j‖‖, twice for the part through the norm, with every |G_ij| ≤ 2.
+        let divisor = |j: usize| if self.objective.normalize_weight { row_norm(j) + 1e-8 } else { 1.0 };
+        let unit = |j: usize| row_norm(j) / divisor(j);
+        let all: f64 = (0..h).map(|i| unit(i).powi(2)).sum::<f64>() + 1.0;
+        let redundancy = norm(&mut (0..h).map(|j| 8.0 * self.objective.lambda_wr.abs() * all * unit(j) / divisor(j)));
+        [
+            norm(&mut (0..h * d).map(|at| (0..n).map(|row| dz[row * h + at / d] * x(row, at % d)).sum())) + redundancy,
+            norm(&mut (0..h).map(|j| (0..n).map(|row| dz[row * h + j]).sum())),
+            norm(&mut (0..n * d).map(|at| (0..h).map(|j| dz[at / d * h + j] * w(j, at % d)).sum())),
+        ]
+    }
+}
+
 /// The reference's statistics of activations, about their mean.
 pub fn finish(activations: &[f64], n: usize, h: usize, objective: Objective) -> ops::Finished {
     let (reference, place) = (reference(), Place::DENSE);
