@@ -667,6 +667,7 @@ pub(crate) fn fma(ty: Type, ftz: bool, sat: bool, relu: bool) -> Option<Ternary>
 }
 
 /// `setp` and `set`: the comparison.
+#[allow(clippy::neg_cmp_op_on_partial_ord)] // the unordered comparisons are true for NaN
 pub(crate) fn compare(op: &str, ty: Type, ftz: bool) -> Option<Test> {
     macro_rules! eq {
         ($a:expr, $b:expr) => {
@@ -813,7 +814,7 @@ impl Convert {
             _ => f64::NAN,
         };
         if !self.to.float() {
-            return self.to_integer(v);
+            return self.integer(v);
         }
         let mut v = if self.integral { integral(v, self.round) } else { v };
         if self.relu && !v.is_nan() && v <= 0.0 {
@@ -850,7 +851,7 @@ impl Convert {
         }
     }
 
-    fn to_integer(&self, v: f64) -> u64 {
+    fn integer(&self, v: f64) -> u64 {
         let v = integral(v, self.round);
         let value = match self.to {
             Type::S8 => i64::from(v as i8) as u64,

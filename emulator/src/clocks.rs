@@ -343,7 +343,8 @@ impl Cells {
             if cell.more != 0 {
                 let more = &mut self.more[cell.more as usize - 1];
                 for r in more.iter() {
-                    if !(strong && r.strong) && !clock.sees(r.block, r.agent, r.clock) {
+                    let together = strong && r.strong;
+                    if !together && !clock.sees(r.block, r.agent, r.clock) {
                         return Err((*r, false));
                     }
                 }
@@ -453,8 +454,8 @@ mod tests {
     fn every_reader_is_remembered() {
         let mut c = threads(8);
         let mut cells = Cells::new(16, Kind::Shared);
-        for t in 0..8 {
-            cells.access(0, 4, false, false, c[t].who(0), &c[t]).unwrap();
+        for clock in &c {
+            cells.access(0, 4, false, false, clock.who(0), clock).unwrap();
         }
         let mut sum = ReleaseSum::default();
         c[..7].iter_mut().for_each(|c| c.release_to(&mut sum));

@@ -141,7 +141,7 @@ fn load_matrix(
             let thread = thread_of(warp, 8 * i + j);
             let at = block.register(slots, thread, address.0).wrapping_add(address.1 as i64 as u64) & 0xFFFF_FFFF;
             let who = block.clocks[thread].who(pc);
-            if at % 16 != 0 {
+            if !at.is_multiple_of(16) {
                 return Err(misaligned("shared", at, 16, "ldmatrix", who));
             }
             let offset = shared_offset(at, 16, block.shared.bytes.len(), "ldmatrix", who)?;
@@ -162,9 +162,9 @@ fn load_matrix(
             *value = u32::from(high) << 16 | u32::from(low);
         }
     }
-    for lane in 0..32 {
-        for i in 0..usize::from(count) {
-            block.set(slots, thread_of(warp, lane), d[i], values[i][lane].into());
+    for (values, &slot) in values.iter().zip(d).take(count.into()) {
+        for (lane, &value) in values.iter().enumerate() {
+            block.set(slots, thread_of(warp, lane), slot, value.into());
         }
     }
     Ok(())

@@ -196,6 +196,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         register_names: d.register_names,
     };
     crate::defined::track(&mut kernel);
+    crate::slots::share(&mut kernel);
     Ok(kernel)
 }
 
@@ -358,8 +359,7 @@ impl Decoder<'_> {
 
     fn value(&mut self, s: &Statement, o: &Operand, ty: Type) -> Result<Slot, LoadError> {
         let constant = match o {
-            Operand::Integer(v) if ty.float() && ty.bits() >= 32 => {
-                let _ = v;
+            Operand::Integer(_) if matches!(ty, Type::F32 | Type::F64 | Type::Tf32) => {
                 return fail(s, "an integer where a float is expected");
             }
             Operand::Integer(v) => Constant::Value(low(*v, ty.bits())),
@@ -789,11 +789,9 @@ impl Decoder<'_> {
             }
             // The generic address of a parameter is not its offset; nvcc always follows with cvta.param.
         }
-        if ty == Type::Pred {
-            if let Operand::Not(_) = self.operand(s, 1)? {
-                let (a, _) = self.predicate(s, 1)?;
-                return Ok(Op::Unary { f: |x| x ^ 1, d, a });
-            }
+        if let (Type::Pred, Operand::Not(_)) = (ty, self.operand(s, 1)?) {
+            let (a, _) = self.predicate(s, 1)?;
+            return Ok(Op::Unary { f: |x| x ^ 1, d, a });
         }
         Ok(Op::Move { d, a: self.a(s, 1, ty)? })
     }

@@ -57,8 +57,8 @@ impl Op {
                 rw(&[*destination, *source, *live, *ignore], &[])
             }
             Op::BranchIndexed { index, .. } => rw(&[*index], &[]),
-            Op::NeedDefined { .. }
-            | Op::SetDefined { .. }
+            Op::NeedDefined { slot, .. } => rw(&[*slot], &[]),
+            Op::SetDefined { .. }
             | Op::CommitGroup
             | Op::WaitGroup { .. }
             | Op::WaitAll
@@ -74,8 +74,97 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Calls `f` with every slot of this operation.
+    pub(crate) fn rename(&mut self, f: &mut dyn FnMut(&mut Slot)) {
+        let mut all = |slots: &mut [&mut Slot]| slots.iter_mut().for_each(|s| f(s));
+        match self {
+            Op::Move { d, a } | Op::Unary { d, a, .. } | Op::Convert { d, a, .. } => all(&mut [d, a]),
+            Op::Binary { d, a, b, .. } | Op::Compare { d, a, b, .. } => all(&mut [d, a, b]),
+            Op::Ternary { d, a, b, c, .. } | Op::Lop3 { d, a, b, c, .. } => all(&mut [d, a, b, c]),
+            Op::BitInsert { d, a, b, c, e, .. } => all(&mut [d, a, b, c, e]),
+            Op::Pack { d, a: list, .. } | Op::Unpack { a: d, d: list, .. } => {
+                all(&mut [d]);
+                list.iter_mut().for_each(f);
+            }
+            Op::CompareWith { d, q, a, b, c, .. } => all(&mut [d, q, a, b, c]),
+            Op::AddCarry { d, a, b, carry, .. } => all(&mut [d, a, b, carry]),
+            Op::Load(m) | Op::Store(m) => {
+                all(&mut [&mut m.base]);
+                m.regs.iter_mut().for_each(f);
+            }
+            Op::Atomic(x) => all(&mut [&mut x.base, &mut x.b, &mut x.c, &mut x.d]),
+            Op::ActiveMask { d } | Op::Clock { d, .. } => all(&mut [d]),
+            Op::Meet(m) => {
+                if let Some(mask) = &mut m.mask {
+                    all(&mut [mask]);
+                }
+                match &mut m.what {
+                    Collective::Shuffle { d, p, a, b, c, .. } => all(&mut [d, p, a, b, c]),
+                    Collective::Vote { d, a, .. } | Collective::Redux { d, a, .. } => all(&mut [d, a]),
+                    Collective::Match { d, p, a, .. } => all(&mut [d, p, a]),
+                    Collective::WarpSync => {}
+                    Collective::LoadMatrix { base, d, .. } => {
+                        all(&mut [base]);
+                        d.iter_mut().for_each(f);
+                    }
+                    Collective::Mma(x) => {
+                        for list in [&mut x.a, &mut x.b, &mut x.c, &mut x.d] {
+                            list.iter_mut().for_each(&mut *f);
+                        }
+                    }
+                }
+            }
+            Op::Barrier(b) => all(&mut [&mut b.id, &mut b.count, &mut b.p, &mut b.d]),
+            Op::CopyAsync { destination, source, live, ignore, .. } => all(&mut [destination, source, live, ignore]),
+            Op::BranchIndexed { index, .. } => all(&mut [index]),
+            Op::NeedDefined { slot, .. } => all(&mut [slot]),
+            Op::SetDefined { .. }
+            | Op::CommitGroup
+            | Op::WaitGroup { .. }
+            | Op::WaitAll
+            | Op::Fence { .. }
+            | Op::Branch { .. }
+            | Op::Call { .. }
+            | Op::Return
+            | Op::Exit
+            | Op::Trap
+            | Op::AssertFailed
+            | Op::Nothing => {}
+        }
+    }
+}
+
+/// Whether `slot` is in the set.
+pub(crate) fn bit(set: &[u64], slot: usize) -> bool {
+    set[slot / 64] >> (slot % 64) & 1 == 1
+}
+
+/// Where functions may return to.
+pub(crate) fn return_points(code: &[Instruction]) -> Vec<u32> {
+    (0..code.len()).filter(|&i| matches!(code[i].op, Op::Call { .. })).map(|i| i as u32 + 1).collect()
+}
+
+/// The instructions that begin a basic block.
+pub(crate) fn leaders(code: &[Instruction], returns: &[u32]) -> Vec<bool> {
+    let mut leader = vec![false; code.len()];
+    if let Some(first) = leader.first_mut() {
+        *first = true;
+    }
+    for i in 0..code.len() {
+        let next = successors(code, i, returns);
+        if next != [i + 1] {
+            next.iter().for_each(|&t| leader[t] = true);
+            if i + 1 < code.len() {
+                leader[i + 1] = true;
+            }
+        }
+    }
+    leader
+}
+
 /// Where control may go after instruction `i`.
-fn successors(code: &[Instruction], i: usize, returns: &[u32]) -> Vec<usize> {
+pub(crate) fn successors(code: &[Instruction], i: usize, returns: &[u32]) -> Vec<usize> {
     let next = i + 1;
     let mut out = match &code[i].op {
         Op::Branch { target } => vec![*target as usize],
@@ -96,27 +185,14 @@ fn successors(code: &[Instruction], i: usize, returns: &[u32]) -> Vec<usize> {
 pub(crate) fn track(kernel: &mut Kernel) {
     let code = &kernel.code;
     let words = kernel.slots.div_ceil(64);
-    let returns: Vec<u32> =
-        (0..code.len()).filter(|&i| matches!(code[i].op, Op::Call { .. })).map(|i| i as u32 + 1).collect();
+    let returns = return_points(code);
     let mut start = vec![0u64; words];
     let set = |bits: &mut Vec<u64>, s: Slot| bits[usize::from(s) / 64] |= 1 << (s % 64);
     (0..FIRST_FREE).for_each(|s| set(&mut start, s));
     kernel.constants.iter().for_each(|&(s, _)| set(&mut start, s));
 
     // Definitely written on entry to each basic block: everything until shown otherwise.
-    let mut leader = vec![false; code.len()];
-    if let Some(first) = leader.first_mut() {
-        *first = true;
-    }
-    for i in 0..code.len() {
-        let next = successors(code, i, &returns);
-        if next != [i + 1] {
-            next.iter().for_each(|&t| leader[t] = true);
-            if i + 1 < code.len() {
-                leader[i + 1] = true;
-            }
-        }
-    }
+    let leader = leaders(code, &returns);
     let mut before: Vec<Option<Vec<u64>>> = vec![None; code.len()];
     before[0] = Some(start);
     let mut work = vec![0usize];
@@ -201,7 +277,8 @@ pub(crate) fn track(kernel: &mut Kernel) {
             // The guard itself must be defined whatever it says; the operands only if the instruction runs.
             let (g, n) = if slot == guard { (TRUE, false) } else { (guard, negated) };
             if let Some(bit) = bit(slot) {
-                push(kernel, Instruction { op: Op::NeedDefined { slot, bit }, guard: g, negated: n });
+                let name = kernel.register_names.iter().position(|(s, _)| *s == slot).unwrap_or(0) as u32;
+                push(kernel, Instruction { op: Op::NeedDefined { slot, bit, name }, guard: g, negated: n });
             }
         }
         // The mark goes first: an instruction may overwrite its own guard.

@@ -83,7 +83,7 @@ impl Default for Options {
             preemption: None,
             check_races: true,
             check_uninitialised: true,
-            instruction_limit: 100_000_000,
+            instruction_limit: 10_000_000,
             shared_limit: 163 << 10,
             resident_blocks: 1,
         }
@@ -251,7 +251,8 @@ impl Device {
 
     /// Copies values to fresh memory.
     pub fn upload<T: Bytes>(&mut self, values: &[T]) -> DevicePointer {
-        let data: Vec<u8> = values.iter().flat_map(|v| v.to_bytes()).collect();
+        let mut data = Vec::with_capacity(size_of_val(values));
+        values.iter().for_each(|v| v.append_to(&mut data));
         let pointer = self.alloc(data.len());
         if let (false, Ok((memory, offset))) = (data.is_empty(), self.global.host(pointer, data.len(), "write")) {
             memory.fill_from_host(offset, &data);
@@ -369,7 +370,7 @@ fn host_fault(raw: RawFault) -> Fault {
 fn name_places(module: &Module, kernel: &Kernel, grid: Grid, raw: RawFault) -> Fault {
     let place = |p: RawPlace| {
         let (file, line, inlined, ptx_line) = source_line(kernel, &|i| module.file(i), p.at);
-        Place {
+        Box::new(Place {
             what: p.what,
             file,
             line,
@@ -377,7 +378,7 @@ fn name_places(module: &Module, kernel: &Kernel, grid: Grid, raw: RawFault) -> F
             ptx_line,
             block: coordinates(p.block.saturating_sub(1), grid.grid),
             thread: coordinates(p.thread, grid.block),
-        }
+        })
     };
     Fault {
         rule: raw.rule,
@@ -391,8 +392,8 @@ fn name_places(module: &Module, kernel: &Kernel, grid: Grid, raw: RawFault) -> F
 
 /// Plain numbers that `upload` and `download` copy.
 pub trait Bytes: Sized {
-    /// The bytes, little-endian.
-    fn to_bytes(&self) -> Vec<u8>;
+    /// Appends the bytes, little-endian.
+    fn append_to(&self, bytes: &mut Vec<u8>);
     /// From as many bytes as the type has.
     fn from_bytes(bytes: &[u8]) -> Self;
 }
@@ -400,8 +401,8 @@ pub trait Bytes: Sized {
 macro_rules! numbers {
     ($($t:ty),*) => {
         $(impl Bytes for $t {
-            fn to_bytes(&self) -> Vec<u8> {
-                self.to_le_bytes().to_vec()
+            fn append_to(&self, bytes: &mut Vec<u8>) {
+                bytes.extend_from_slice(&self.to_le_bytes());
             }
             fn from_bytes(bytes: &[u8]) -> Self {
                 let mut array = [0; size_of::<$t>()];

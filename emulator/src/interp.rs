@@ -161,10 +161,10 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                     let message = format!("cp.async of {n} bytes reads {live}");
                     return Err(RawFault::new(Rule::OutOfBounds, message).at("cp.async", who));
                 }
-                if at % n as u64 != 0 {
+                if !at.is_multiple_of(n as u64) {
                     return Err(misaligned("shared", at, n, "cp.async", who));
                 }
-                if from % n as u64 != 0 {
+                if !from.is_multiple_of(n as u64) {
                     return Err(misaligned("global", from, n, "cp.async", who));
                 }
                 let to = shared_offset(at, n, shared.bytes.len(), "cp.async", who)?;
@@ -245,9 +245,9 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 return Err(RawFault::new(Rule::Trap, "an assertion failed").at("assert", clock.who(pc as u32)));
             }
             Op::Nothing => {}
-            Op::NeedDefined { slot, bit } => {
+            Op::NeedDefined { bit, name, .. } => {
                 if thread.defined[usize::from(*bit) / 64] >> (bit % 64) & 1 == 0 {
-                    let name = kernel.register_names.iter().find(|(s, _)| s == slot).map_or("?", |(_, n)| n);
+                    let name = kernel.register_names.get(*name as usize).map_or("?", |(_, n)| n);
                     let message = format!("register {name} is read before it is written");
                     return Err(RawFault::new(Rule::UndefinedRegister, message).at("read", clock.who(pc as u32)));
                 }
@@ -323,7 +323,7 @@ impl Memory<'_, '_> {
                 memory.get(offset, n)
             }
             Space::Shared => {
-                if address % n as u64 != 0 {
+                if !address.is_multiple_of(n as u64) {
                     return Err(misaligned("shared", address, n, "read", who));
                 }
                 let offset = shared_offset(address, n, self.shared.bytes.len(), "read", who)?;
@@ -362,7 +362,7 @@ impl Memory<'_, '_> {
                 memory.put(offset, n, value);
             }
             Space::Shared => {
-                if address % n as u64 != 0 {
+                if !address.is_multiple_of(n as u64) {
                     return Err(misaligned("shared", address, n, "write", who));
                 }
                 let offset = shared_offset(address, n, self.shared.bytes.len(), "write", who)?;
@@ -389,7 +389,7 @@ impl Memory<'_, '_> {
         let (memory, offset) = match space {
             Space::Global => self.env.global.at(address, n, "atomic", who)?,
             Space::Shared => {
-                if address % n as u64 != 0 {
+                if !address.is_multiple_of(n as u64) {
                     return Err(misaligned("shared", address, n, "atomic", who));
                 }
                 let offset = shared_offset(address, n, self.shared.bytes.len(), "atomic", who)?;
@@ -431,7 +431,7 @@ impl Memory<'_, '_> {
             let message = format!("{space:?} address {address:#x} is outside its {} bytes", bytes.len());
             return Err(RawFault::new(Rule::OutOfBounds, message).at(format!("access of {n} bytes"), who));
         }
-        if address % n as u64 != 0 {
+        if !address.is_multiple_of(n as u64) {
             return Err(misaligned("local", address, n, "access", who));
         }
         Ok(&mut bytes[at as usize..at as usize + n])

@@ -16,6 +16,7 @@ mod parse;
 mod program;
 mod report;
 mod rng;
+mod slots;
 
 pub use device::{
     Argument, Asynchronous, Bytes, Device, DevicePointer, Grid, LaunchStats, Module, Options, Rounding, Schedule,

@@ -68,6 +68,8 @@ pub(crate) struct Barrier {
     sum: ReleaseSum,
     votes: u32,
     at: u32,
+    /// It waits for the whole block.
+    whole: bool,
 }
 
 /// A block on the machine.
@@ -272,24 +274,22 @@ impl Machine<'_, '_> {
     }
 
     fn run(&mut self) -> Result<(), Box<RawFault>> {
-        loop {
-            while let Some((b, t)) = self.pick() {
-                let (b, t) = (b as usize, t as usize);
-                match interp::run(self.env, &mut self.blocks[b], t)? {
-                    Stop::Preempted => match self.env.options.schedule {
-                        Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
-                        _ => self.queue.push_back((b as u32, t as u32)),
-                    },
-                    Stop::Meeting => self.meet(b, t)?,
-                    Stop::Barrier => self.barrier(b, t)?,
-                    Stop::Done => self.done(b, t)?,
-                }
+        while let Some((b, t)) = self.pick() {
+            let (b, t) = (b as usize, t as usize);
+            match interp::run(self.env, &mut self.blocks[b], t)? {
+                Stop::Preempted => match self.env.options.schedule {
+                    Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
+                    _ => self.queue.push_back((b as u32, t as u32)),
+                },
+                Stop::Meeting => self.meet(b, t)?,
+                Stop::Barrier => self.barrier(b, t)?,
+                Stop::Done => self.done(b, t)?,
             }
-            if self.blocks.iter().all(|b| b.live == 0) {
-                return Ok(());
-            }
-            return Err(self.stuck());
         }
+        if self.blocks.iter().all(|b| b.live == 0) {
+            return Ok(());
+        }
+        Err(self.stuck())
     }
 
     fn wake(&mut self, b: usize, t: usize) {
@@ -344,11 +344,6 @@ impl Machine<'_, '_> {
         if mask & !lanes != 0 {
             return Err(wrong(block, Rule::WrongMask, format!("the mask {mask:#010x} names lanes that do not exist")));
         }
-        let gone = (0..32).find(|l| mask >> l & 1 == 1 && block.threads[thread_of(warp, *l)].state == State::Done);
-        if let Some(gone) = gone {
-            let message = format!("lane {gone}, which is named in the mask {mask:#010x}, has returned");
-            return Err(wrong(block, Rule::DepartedThread, message));
-        }
         let any_place = matches!(meeting.what, Collective::WarpSync);
         let mut mine = None;
         for (i, other) in block.warps[warp].iter().enumerate() {
@@ -373,10 +368,20 @@ impl Machine<'_, '_> {
             }
             mine = Some(i);
         }
-        let i = mine.unwrap_or_else(|| {
-            block.warps[warp].push(Meet { pc, mask, arrived: 0 });
-            block.warps[warp].len() - 1
-        });
+        let i = match mine {
+            Some(i) => i,
+            None => {
+                // Who leaves later is found when nobody can go on.
+                let gone =
+                    (0..32).find(|l| mask >> l & 1 == 1 && block.threads[thread_of(warp, *l)].state == State::Done);
+                if let Some(gone) = gone {
+                    let message = format!("lane {gone}, which is named in the mask {mask:#010x}, has returned");
+                    return Err(wrong(block, Rule::DepartedThread, message));
+                }
+                block.warps[warp].push(Meet { pc, mask, arrived: 0 });
+                block.warps[warp].len() - 1
+            }
+        };
         let meet = &mut block.warps[warp][i];
         meet.arrived |= 1 << lane;
         block.threads[t].state = State::Meeting;
@@ -431,7 +436,7 @@ impl Machine<'_, '_> {
         }
         let bar = &mut block.barriers[id];
         if bar.arrived == 0 {
-            (bar.expected, bar.at) = (count, pc);
+            (bar.expected, bar.at, bar.whole) = (count, pc, op.count == SINK);
         } else if bar.expected != count {
             let (expected, at) = (bar.expected, bar.at);
             let mut fault = wrong(
@@ -515,7 +520,7 @@ impl Machine<'_, '_> {
                     }
                     State::Barrier(id) => {
                         let bar = &block.barriers[usize::from(id)];
-                        if done && bar.expected == block.threads.len() as u32 && rule == Rule::Deadlock {
+                        if done && bar.whole && rule == Rule::Deadlock {
                             rule = Rule::DepartedThread;
                         }
                         format!(

@@ -29,7 +29,13 @@ impl Bits {
     }
 
     fn set_range(&mut self, at: usize, n: usize) {
-        (at..at + n).for_each(|i| self.0[i / 64] |= 1 << (i % 64));
+        let end = at + n;
+        let mut i = at;
+        while i < end {
+            let count = (64 - i % 64).min(end - i);
+            self.0[i / 64] |= (u64::MAX >> (64 - count)) << (i % 64);
+            i += count;
+        }
     }
 
     fn get(&self, i: usize) -> bool {
@@ -232,7 +238,7 @@ impl Global {
     /// The stretch and the offset of a checked access.
     #[inline]
     pub(crate) fn at(&mut self, address: u64, n: usize, what: &str, who: Who) -> Outcome<(&mut Stretch, usize)> {
-        if address % n as u64 != 0 {
+        if !address.is_multiple_of(n as u64) {
             return Err(misaligned("global", address, n, what, who));
         }
         match self.find(address, n) {

@@ -1,4 +1,4 @@
-//! Mutants of PTX text: one synchronisation deleted at a time.
+//! Mutants of PTX text: one synchronisation deleted, or one guard negated, at a time.
 //!
 //! Every mutant must be found by the checker or by the numbers; one that is not shows a synchronisation that is either
 //! not needed or not tested.
@@ -33,6 +33,13 @@ const ORDERING: [&str; 12] = [
 
 /// Every synchronisation in the text, in order.
 pub fn sites(ptx: &str) -> Vec<Site> {
+    find(ptx, |text| {
+        let bare = if text.starts_with('@') { text.split_once(' ').map_or("", |(_, t)| t.trim()) } else { text };
+        ORDERING.iter().any(|o| bare.starts_with(o))
+    })
+}
+
+fn find(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
     let mut found = Vec::new();
     let (mut function, mut source_line) = (String::new(), 0);
     for (i, line) in ptx.lines().enumerate() {
@@ -45,12 +52,25 @@ pub fn sites(ptx: &str) -> Vec<Site> {
             let numbers = rest.split_once("inlined_at").map_or(rest, |(_, at)| at);
             source_line = numbers.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
         }
-        let bare = if text.starts_with('@') { text.split_once(' ').map_or("", |(_, t)| t.trim()) } else { text };
-        if ORDERING.iter().any(|o| bare.starts_with(o)) {
+        if wanted(text) {
             found.push(Site { function: function.clone(), line: i + 1, text: text.to_string(), source_line });
         }
     }
     found
+}
+
+/// Every instruction under a guard, in order: branches, mostly.
+pub fn guards(ptx: &str) -> Vec<Site> {
+    find(ptx, |text| text.starts_with('@'))
+}
+
+/// The text with the guard at `site` negated.
+pub fn negate(ptx: &str, site: &Site) -> String {
+    let by = match site.text.strip_prefix("@!") {
+        Some(rest) => format!("@{rest}"),
+        None => site.text.replacen('@', "@!", 1),
+    };
+    replace(ptx, site, &by)
 }
 
 /// The text with the instruction at `site` deleted; every other line keeps its number.
@@ -82,6 +102,9 @@ mod tests {
         let found = sites(ptx);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].function.as_str(), found[0].line, found[0].source_line), ("k", 5, 7));
+        let guarded = guards(ptx);
+        assert_eq!(guarded.len(), 1);
+        assert!(negate(&negate(ptx, &guarded[0]), &guards(&negate(ptx, &guarded[0]))[0]) == ptx);
         let mutant = without(ptx, &found[0]);
         assert_eq!(sites(&mutant).len(), 1);
         assert_eq!(mutant.lines().count(), ptx.lines().count());

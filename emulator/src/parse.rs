@@ -451,10 +451,8 @@ pub(crate) fn parse(text: &str) -> Result<Source, LoadError> {
                         if let (Some(Ok(n)), Some(name)) = (parts.next().map(str::parse), whole.split('"').nth(1)) {
                             source.files.insert(n, name.to_string());
                         }
-                    } else if word == ".loc" {
-                        if let Some(f) = &mut function {
-                            f.body.push(Item::Loc(loc(whole)));
-                        }
+                    } else if let (".loc", Some(f)) = (word, &mut function) {
+                        f.body.push(Item::Loc(loc(whole)));
                     }
                 }
                 ".section" => {

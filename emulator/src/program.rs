@@ -302,6 +302,7 @@ pub(crate) enum Op {
     NeedDefined {
         slot: Slot,
         bit: u16,
+        name: u32,
     },
     /// Remember that a slot has been written.
     SetDefined {
@@ -352,5 +353,6 @@ pub(crate) struct Kernel {
     /// How many slots are tracked at run time because a path may read them undefined.
     pub tracked: usize,
     pub max_threads: Option<u32>,
+    /// Names for reports of undefined reads.
     pub register_names: Vec<(Slot, String)>,
 }

@@ -67,9 +67,9 @@ pub struct Fault {
     /// What is wrong, in a sentence.
     pub message: String,
     /// Who broke the rule.
-    pub here: Option<Place>,
+    pub here: Option<Box<Place>>,
     /// The other party of a race.
-    pub other: Option<Place>,
+    pub other: Option<Box<Place>>,
     /// The address, in the space that `message` names.
     pub address: Option<u64>,
 }

@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use ptx_emulator::{Device, Grid};
+use ptx_emulator::{Argument, Device, Grid, Module, Options, mutate};
 
 const BASIC: &str = include_str!("ptx/basic.ptx");
 
@@ -126,5 +126,70 @@ fn calls_switches_constants_and_device_variables() {
             assert_eq!(wide[i], w, "thread {i}");
         }
         assert_eq!(wide[64], 63 * 64 / 2);
+    }
+}
+
+/// Runs a kernel and says whether it ended well with these values in its output.
+fn right(
+    module: &Module,
+    kernel: &str,
+    grid: Grid,
+    before: &[&[i32]],
+    output: usize,
+    numbers: &[i32],
+    want: &[i32],
+) -> bool {
+    let mut d = Device::new(Options::default());
+    let pointers: Vec<u64> =
+        before.iter().map(|v| if v.is_empty() { d.alloc(4 * want.len()) } else { d.upload(v) }).collect();
+    let mut arguments: Vec<Argument> = pointers.iter().map(|&p| p.into()).collect();
+    arguments.extend(numbers.iter().map(|&n| Argument::from(n)));
+    d.launch(module, kernel, grid, &arguments).is_ok()
+        && d.download::<i32>(pointers[output], want.len()).unwrap() == want
+}
+
+#[test]
+fn every_synchronisation_is_needed() {
+    let floats: Vec<i32> = (0..1000).map(|i| ((i % 7) as f32).to_bits() as i32).collect();
+    let sum =
+        |from: usize| (0..1000).filter(|i| i / 256 % 3 == from).map(|i| (i % 7) as f32).sum::<f32>().to_bits() as i32;
+    let sums = [sum(0), sum(1), sum(2)];
+    let square: Vec<i32> = (0..70 * 70).collect();
+    let turned: Vec<i32> = (0..70 * 70).map(|i| i % 70 * 70 + i / 70).collect();
+    let tile = Grid { grid: [3, 1, 1], block: [32, 8, 1], shared_bytes: 0, cooperative: false };
+    let ones = [1i32; 7];
+    // Eleven rounds: nvcc unrolls by four, and the rest has code of its own.
+    let handed: Vec<i32> = (0..352).map(|i| (i ^ 1) + i / 32).collect();
+    let numbers: Vec<i32> = (0..352).collect();
+    let seen: Vec<i32> = (0..25).map(|i| i % 5 + 1).collect();
+    let together = Grid { cooperative: true, ..Grid::linear(5, 32, 0) };
+    type Run<'a> = Box<dyn Fn(&Module) -> bool + 'a>;
+    let runs: [(&str, usize, Run); 5] = [
+        (
+            "block_sum",
+            1,
+            Box::new(|m| right(m, "block_sum", Grid::linear(3, 256, 0), &[&floats, &[]], 1, &[1000], &sums)),
+        ),
+        ("transpose", 5, Box::new(|m| right(m, "transpose", tile, &[&square, &[]], 1, &[70, 70], &turned))),
+        (
+            "last_block",
+            3,
+            Box::new(|m| right(m, "last_block", Grid::linear(7, 64, 0), &[&ones, &[0; 7], &[0], &[]], 3, &[], &[14])),
+        ),
+        (
+            "hand_over",
+            4,
+            Box::new(|m| right(m, "hand_over", Grid::linear(1, 64, 0), &[&numbers, &[]], 1, &[11], &handed)),
+        ),
+        ("grid_barrier", 3, Box::new(|m| right(m, "grid_barrier", together, &[&[0; 5], &[0], &[]], 2, &[], &seen))),
+    ];
+    for (kernel, least, run) in runs {
+        assert!(run(&module(BASIC)), "{kernel}");
+        let sites: Vec<_> = mutate::sites(BASIC).into_iter().filter(|s| s.function == kernel).collect();
+        assert!(sites.len() >= least, "{kernel}: {sites:?}");
+        for site in sites {
+            let mutant = Module::parse(&mutate::without(BASIC, &site)).unwrap();
+            assert!(!run(&mutant), "{kernel}: deleting `{}` (PTX line {}) goes unnoticed", site.text, site.line);
+        }
     }
 }

@@ -136,6 +136,24 @@ fn every_synchronisation_is_needed() {
 }
 
 #[test]
+fn every_guard_matters() {
+    let cases = [Case::new(70, 65, 45), Case::new(64, 64, 200), Case::new(1, 2, 3)];
+    let mut unnoticed = Vec::new();
+    for site in mutate::guards(GEMM).into_iter().filter(|s| s.function == "gemm") {
+        let mutant = Module::parse(&mutate::negate(GEMM, &site)).unwrap();
+        let options = Options { instruction_limit: 100_000, ..Options::default() };
+        let found = cases.iter().any(|case| match case.run(&mutant, "gemm", options.clone()) {
+            Err(_) => true,
+            Ok((c, _)) => !case.agrees(&c),
+        });
+        if !found {
+            unnoticed.push(site);
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
+}
+
+#[test]
 fn a_run_is_a_function_of_its_seed() {
     let module = module(GEMM);
     let case = Case::new(70, 75, 141);
