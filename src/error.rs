@@ -136,6 +136,65 @@ pub enum Error {
         /// What the operating system or the build said.
         reason: String,
     },
+    /// The NVIDIA driver's library is not on this machine.
+    #[error("no NVIDIA driver: {reason}; install one, or use the Cpu backend")]
+    NoDriver {
+        /// What the loader said.
+        reason: String,
+    },
+    /// There is no GPU with this number.
+    #[error("there is no CUDA device {ordinal}: the driver shows {found} (CUDA_VISIBLE_DEVICES may hide some)")]
+    NoDevice {
+        /// Number asked for, from 0.
+        ordinal: usize,
+        /// Devices that the driver shows.
+        found: usize,
+    },
+    /// The NVIDIA driver is older than the toolkit that the kernels were compiled with.
+    #[error(
+        "the NVIDIA driver supports CUDA {}.{}, but the kernels were compiled with CUDA {}.{}; update the driver, or build with an older toolkit",
+        found / 1000, found % 1000 / 10, needed / 1000, needed % 1000 / 10
+    )]
+    DriverTooOld {
+        /// CUDA version of the driver, as 1000·major + 10·minor.
+        found: i32,
+        /// CUDA version needed.
+        needed: i32,
+    },
+    /// The crate was built without its CUDA kernels.
+    #[error(
+        "the CUDA kernels were not built: {reason}; install the CUDA toolkit (scripts/cuda-toolchain.sh does) or set SAE_KERNELS_NVCC, and build again"
+    )]
+    KernelsNotBuilt {
+        /// Why.
+        reason: &'static str,
+    },
+    /// The kernels were not compiled for this GPU.
+    #[error(
+        "the CUDA kernels hold no image for {device} (compute capability {major}.{minor}); build without SAE_KERNELS_CUDA_ARCHS, or name it there"
+    )]
+    NoImage {
+        /// Name of the GPU.
+        device: String,
+        /// Its compute capability.
+        major: i32,
+        /// Its compute capability.
+        minor: i32,
+    },
+    /// A device's memory is used up.
+    #[error("the device has no {bytes} bytes of memory left; use a smaller plan or block_rows")]
+    DeviceMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A call of a device's driver failed.
+    #[error("{call} failed: {reason}")]
+    Device {
+        /// What was called.
+        call: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
 }
 
 /// Result with this crate's [`Error`].

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`Reference`] | plain `f64` loops, one obvious line a formula: what every other backend is tested against |
 //! | [`Cpu`] | packed, blocked SIMD kernels (AVX-512, AVX2+FMA, portable; chosen once at run time) and threads; `f32`, `bf16` and `f16` storage |
+//! | `Cuda` | feature `cuda`: CUDA kernels, one tensor-core product with the operations as epilogues, on the caller's stream; the same storage types |
 //!
 //! On the table stand the models: [`DecoderFree`], a step of the decoder-free sparse autoencoder (Oursland 2026) with exact
 //! micro-batching and mergeable [`Statistics`], and [`StandardSae`], the autoencoder with a linear decoder.
@@ -39,6 +40,8 @@
 
 mod backend;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder_free;
 mod element;
 mod error;
@@ -51,6 +54,11 @@ mod statistics;
 
 pub use backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
 pub use cpu::{Cpu, CpuElement, Isa};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, CudaRefMut, Precision};
+/// The version of cudarc that [`Cuda`]'s streams and buffers are of.
+#[cfg(feature = "cuda")]
+pub use cudarc;
 pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep};
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};
@@ -59,6 +67,16 @@ pub use objective::{Activation, Form, Losses, Objective, Reduction};
 pub use reference::Reference;
 pub use standard::{StandardConfig, StandardGradients, StandardLosses, StandardParameters, StandardSae};
 pub use statistics::Statistics;
+
+/// What the CUDA backend asks of a device, for tests that answer with an emulated one. Not part of the API.
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda_driver {
+    pub use crate::cuda::driver::{Argument, Driver, Launch};
+    pub use crate::cuda::image::FAMILIES;
+    /// Where the build left the kernels' PTX, if it did.
+    pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");
+}
 
 /// The README's example is compiled and run.
 #[cfg(doctest)]

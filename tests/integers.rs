@@ -105,8 +105,8 @@ fn product<B: HostBackend>(under: &Under<B>) {
 
 /// Freivalds' check of products that cross every cache block: (L Rᵀ) v = L (Rᵀ v), exact in whole numbers.
 fn large_products<B: HostBackend>(under: &Under<B>) {
-    if B::Real::NAME == "f64" {
-        // The reference has no blocks to cross, and takes long.
+    if B::Real::NAME == "f64" || under.is_emulated() {
+        // The reference has no blocks to cross, and takes long; so does the emulator, whose tiles the other shapes cross.
         return;
     }
     for [m, n, k] in [[1100, 1300, 300], [270, 260, 2100]] {

@@ -228,7 +228,9 @@ fn assert_same_class(context: &str, what: &str, found: &[f64], truth: &[f64]) {
 const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 
 fn encode_propagates_what_is_not_finite<B: HostBackend>(under: &Under<B>) {
-    for (n, d, h) in [(1, 1, 1), (5, 3, 7), (19, 33, 35), (37, 18, 66)] {
+    let shapes = [(1, 1, 1), (5, 3, 7), (19, 33, 35), (37, 18, 66)];
+    // All of them are one tile of the emulated kernels.
+    for (n, d, h) in shapes.into_iter().skip(if under.is_emulated() { 3 } else { 0 }) {
         for activation in [Activation::Relu, Activation::Identity, Activation::Softplus] {
             let problem = problem::<B>([n, d, h], activation);
             let mut rng = rng(n as u64);

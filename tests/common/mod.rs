@@ -1,10 +1,15 @@
 //! What the tests share: backends to run on, guarded buffers, random inputs, comparisons with an error bound.
 #![allow(dead_code, unused_imports, unused_macros, reason = "every test file uses a part")]
 
+pub mod anywhere;
 pub mod buffer;
+#[cfg(sae_kernels_ptx)]
+pub mod emulated;
 pub mod golden;
 pub mod naive;
 pub mod ops;
+#[cfg(feature = "cuda")]
+pub mod staged;
 pub mod step;
 
 pub use buffer::{Guarded, Place};
@@ -32,6 +37,10 @@ impl<B: HostBackend> Under<B> {
     /// Another one of the same kind, for a model to own.
     pub fn fresh(&self) -> B {
         (self.make)()
+    }
+    /// Whether it runs some thousand times slower than on a device.
+    pub fn is_emulated(&self) -> bool {
+        self.name.ends_with("emulated GPU")
     }
     /// Unit roundoff of what sums are kept in.
     pub fn real(&self) -> f64 {
@@ -106,6 +115,18 @@ macro_rules! on_every_backend {
         }
         mod cpu_f16 {
             $(#[test] fn $check() { $crate::common::cpus::<sae_kernels::f16>().iter().for_each(super::$check) })*
+        }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_f32 { $(#[test] fn $check() { $crate::common::emulated::cudas::<f32>().iter().for_each(super::$check) })* }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_bf16 {
+            $(#[test] fn $check() {
+                $crate::common::emulated::cudas::<sae_kernels::bf16>().iter().for_each(super::$check)
+            })*
+        }
+        #[cfg(sae_kernels_ptx)]
+        mod cuda_f16 {
+            $(#[test] fn $check() { $crate::common::emulated::cudas::<sae_kernels::f16>().iter().for_each(super::$check) })*
         }
     };
 }

@@ -1,0 +1,268 @@
+//! The product that carries every family: operands in 16-bit planes, and the launch of `kernels/gemm.cuh` with an epilogue.
+
+use super::driver::{Argument, Launch};
+use super::memory::{CudaMemory, Layout, View};
+use super::{Core, CudaElement, Precision};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::matrix::MatRef;
+use bytemuck::{Pod, Zeroable};
+
+/// Rows and columns of a block's tile.
+pub(super) const TILE: usize = 128;
+/// Threads of a block.
+pub(super) const THREADS: u32 = 256;
+/// Shared memory of a block.
+pub(super) const SHARED_BYTES: u32 = (TILE * (TILE + 8) * 4) as u32;
+/// Rows that a product over rows sums at a time: it bounds the planes and the length of `f32` sums.
+pub(super) const ROWS_AT_A_TIME: usize = 4096;
+
+/// A 16-bit operand, as `Operand` of `kernels/gemm.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct OperandArgument {
+    address: u64,
+    row_stride: i64,
+    plane_stride: i64,
+}
+
+/// `Gemm` of `kernels/gemm.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct GemmArgument {
+    left: OperandArgument,
+    right: OperandArgument,
+    rows: i32,
+    cols: i32,
+    depth: i32,
+    segments: u32,
+    left_planes: u32,
+    right_planes: u32,
+    upper: u32,
+    padding: u32,
+}
+
+/// `Prepare` of `kernels/prepare.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct PrepareArgument {
+    source: View,
+    affine: Affine,
+    out: u64,
+    row_stride: i64,
+    plane_stride: i64,
+    rows: i64,
+    cols: i64,
+    planes: u32,
+    padding: u32,
+}
+
+/// Addresses of a shift and scales; 0 where there is none.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub(super) struct Affine {
+    /// Subtracted from each column.
+    pub shift: u64,
+    /// Factor of each column.
+    pub scale: u64,
+    /// Factor of each row.
+    pub row_scale: u64,
+}
+
+/// A matrix in planes: it is their sum.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planes {
+    argument: OperandArgument,
+    count: u32,
+}
+
+/// A matrix as an operation has it: any storage type, any stride.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    pub view: View,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Source {
+    pub(super) fn new<T: Element>(matrix: &MatRef<'_, T, CudaMemory>) -> Self {
+        Self { view: View::new(matrix), rows: matrix.rows(), cols: matrix.cols() }
+    }
+}
+
+/// Extents of a product, and whether only its upper triangle is computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extents {
+    pub rows: usize,
+    pub cols: usize,
+    pub depth: usize,
+    pub upper: bool,
+}
+
+impl Extents {
+    pub(super) fn full(rows: usize, cols: usize, depth: usize) -> Self {
+        Self { rows, cols, depth, upper: false }
+    }
+    pub(super) fn symmetric(side: usize, depth: usize) -> Self {
+        Self { rows: side, cols: side, depth, upper: true }
+    }
+    /// Blocks of the product.
+    pub(super) fn tiles(&self) -> usize {
+        let (rows, cols) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
+        if self.upper { rows * (rows + 1) / 2 } else { rows * cols }
+    }
+}
+
+/// Elements between the rows of a plane: rows start at multiples of 16 bytes.
+fn plane_row(cols: usize) -> Result<usize> {
+    cols.checked_next_multiple_of(8).ok_or(Error::Overflow { what: "the workspace" })
+}
+
+/// Takes the room of a matrix in planes, and of the first once more without what is not finite if there are several.
+pub(super) fn take_planes(layout: &mut Layout, planes: u32, rows: usize, cols: usize) -> Result<u64> {
+    let planes = if planes > 1 { planes + 1 } else { planes };
+    let rows = rows.checked_mul(planes as usize).ok_or(Error::Overflow { what: "the workspace" })?;
+    layout.take::<u16>(rows, plane_row(cols)?)
+}
+
+/// Planes of a matrix in its storage type.
+pub(super) fn raw_planes<E: CudaElement>() -> u32 {
+    if E::IS_16_BIT { 1 } else { 3 }
+}
+
+/// Planes of a matrix that an operation computed: centred, scaled, or a matrix of `f32`.
+pub(super) fn derived_planes<E: CudaElement>(precision: Precision) -> u32 {
+    match precision {
+        Precision::Storage if E::IS_16_BIT => 1,
+        _ => 3,
+    }
+}
+
+/// An extent as the kernels take it.
+pub(super) fn extent(value: usize) -> Result<i32> {
+    // Tiles reach beyond the end.
+    i32::try_from(value)
+        .ok()
+        .filter(|value| *value <= i32::MAX - 256)
+        .ok_or(Error::Overflow { what: "an extent in 32 bits" })
+}
+
+/// A number of blocks.
+pub(super) fn blocks(count: usize) -> Result<u32> {
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count <= i32::MAX as u32)
+        .ok_or(Error::Overflow { what: "a grid in 31 bits" })
+}
+
+/// Blocks of 32×8 threads with four columns a lane; rows in a loop.
+pub(super) fn elementwise(rows: usize, cols: usize) -> Result<[u32; 2]> {
+    Ok([blocks(cols.div_ceil(128))?, rows.div_ceil(8).min(65_535) as u32])
+}
+
+impl Core {
+    /// Splits a matrix of type `T` into bf16 planes at `out`.
+    pub(super) fn derive<T: CudaElement>(
+        &self,
+        source: Source,
+        affine: Affine,
+        count: u32,
+        out: u64,
+    ) -> Result<Planes> {
+        self.split(T::KERNELS.prepare, source, affine, count, out)
+    }
+
+    /// A matrix in its storage type as an operand of a product in that type: as it stands where its rows start at multiples of 16 bytes,
+    /// else copied to `out`.
+    pub(super) fn raw<E: CudaElement>(&self, matrix: &MatRef<'_, E, CudaMemory>, out: u64) -> Result<Planes> {
+        let source = Source::new(matrix);
+        let View { address, row_stride } = source.view;
+        if E::IS_16_BIT && address % 16 == 0 && (row_stride % 8 == 0 || source.rows <= 1) {
+            return Ok(Planes { argument: OperandArgument { address, row_stride, plane_stride: 0 }, count: 1 });
+        }
+        self.split(E::RAW_KERNEL, source, Affine::default(), raw_planes::<E>(), out)
+    }
+
+    fn split(&self, kernel: &'static str, source: Source, affine: Affine, count: u32, out: u64) -> Result<Planes> {
+        let Source { view, rows, cols } = source;
+        let row_stride = plane_row(cols)?;
+        let plane_stride = (row_stride * rows) as i64;
+        let argument = PrepareArgument {
+            source: view,
+            affine,
+            out,
+            row_stride: row_stride as i64,
+            plane_stride,
+            rows: rows as i64,
+            cols: cols as i64,
+            planes: count,
+            padding: 0,
+        };
+        self.launch(kernel, elementwise(rows, row_stride)?, THREADS, 0, Argument::new(&argument))?;
+        Ok(Planes { argument: OperandArgument { address: out, row_stride: row_stride as i64, plane_stride }, count })
+    }
+
+    /// left·right with an epilogue.
+    pub(super) fn gemm<T: Pod>(
+        &self,
+        kernel: &'static str,
+        extents: Extents,
+        left: Planes,
+        right: Planes,
+        epilogue: &T,
+    ) -> Result<()> {
+        // The pairs (i, j) with i + j ≤ 2: what is left out is less than the rounding of f32. The smallest come first, so that only the
+        // last, i = j = 0, is added to a sum of full size. Lower planes meet the first without what is not finite, which stands after
+        // the last plane.
+        let (mut segments, mut left_planes, mut right_planes) = (0, 0, 0);
+        for order in (0..=2).rev() {
+            for i in (0..=order).filter(|i| *i < left.count && order - i < right.count) {
+                let j = order - i;
+                left_planes |= (if i == 0 && j > 0 { left.count } else { i }) << (4 * segments);
+                right_planes |= (if j == 0 && i > 0 { right.count } else { j }) << (4 * segments);
+                segments += 1;
+            }
+        }
+        let argument = GemmArgument {
+            left: left.argument,
+            right: right.argument,
+            rows: extent(extents.rows)?,
+            cols: extent(extents.cols)?,
+            depth: extent(extents.depth)?,
+            segments,
+            left_planes,
+            right_planes,
+            upper: u32::from(extents.upper),
+            padding: 0,
+        };
+        let grid = [blocks(extents.tiles())?, 1];
+        self.launch(kernel, grid, THREADS, SHARED_BYTES, Argument::new(&argument).then(epilogue))
+    }
+
+    /// A kernel with one thread for each of `count` elements.
+    pub(super) fn each<T: Pod>(&self, kernel: &'static str, count: usize, argument: &T) -> Result<()> {
+        self.launch(kernel, [blocks(count.div_ceil(256))?, 1], 256, 0, Argument::new(argument))
+    }
+
+    /// A kernel with one warp for each of `rows` rows.
+    pub(super) fn each_row<T: Pod>(&self, kernel: &'static str, rows: usize, argument: &T) -> Result<()> {
+        self.launch(kernel, [blocks(rows.div_ceil(8))?, 1], 256, 0, Argument::new(argument))
+    }
+
+    /// Enqueues a kernel, unless there is nothing to do.
+    pub(super) fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 2],
+        threads: u32,
+        shared_bytes: u32,
+        argument: Argument,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: the operations pass each kernel the struct of its name, made of addresses that their arguments borrow or that lie in
+        // the workspace, within the extents that were checked.
+        unsafe { self.driver.launch(&Launch { kernel, grid, threads, shared_bytes, argument }) }
+    }
+}

@@ -1,0 +1,203 @@
+//! [`Driver`] over a real GPU, through cudarc.
+
+use super::driver::{Driver, Launch};
+use super::image::{self, FAMILIES};
+use crate::error::{Error, Result};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_void};
+use std::sync::Arc;
+
+/// Dynamic shared memory that a kernel may ask for.
+const MAX_SHARED_BYTES: i32 = super::gemm::SHARED_BYTES as i32;
+
+/// A stream and the kernels loaded into its context.
+pub(super) struct Hardware {
+    stream: Arc<CudaStream>,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+}
+
+// SAFETY: handles of the driver may be used from any thread; each call binds the context first.
+unsafe impl Send for Hardware {}
+// SAFETY: as above.
+unsafe impl Sync for Hardware {}
+
+/// Looks for the driver and the device without cudarc, which panics where there is no driver.
+pub(super) fn probe(ordinal: usize) -> Result<()> {
+    if let Some(reason) = image::MISSING {
+        return Err(Error::KernelsNotBuilt { reason });
+    }
+    let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+    let missing = |error: libloading::Error| {
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Error::NoDriver { reason: format!("{name} does not load ({cause})") }
+    };
+    // SAFETY: the driver's library is made to be loaded like this.
+    let library = unsafe { libloading::Library::new(name) }.map_err(missing)?;
+    // SAFETY: the types are those of cuda.h.
+    let (init, version, count) = unsafe {
+        (
+            library.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0").map_err(missing)?,
+            library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0").map_err(missing)?,
+            library.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").map_err(missing)?,
+        )
+    };
+    let (mut found, mut devices) = (0, 0);
+    // SAFETY: the pointers are to integers.
+    let (started, counted) = unsafe {
+        version(&mut found);
+        (init(0), count(&mut devices))
+    };
+    const NO_DEVICE: c_int = 100;
+    if started != 0 && started != NO_DEVICE {
+        return Err(Error::NoDriver { reason: format!("cuInit returned error {started}") });
+    }
+    let devices = if counted == 0 { usize::try_from(devices).unwrap_or(0) } else { 0 };
+    if ordinal >= devices {
+        return Err(Error::NoDevice { ordinal, found: devices });
+    }
+    if found < image::TOOLKIT {
+        return Err(Error::DriverTooOld { found, needed: image::TOOLKIT });
+    }
+    // The process keeps the driver's library: unloading it is not safe.
+    std::mem::forget(library);
+    Ok(())
+}
+
+fn failed(call: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Device { call, reason: error.to_string() }
+}
+
+impl Hardware {
+    pub(super) fn new(ordinal: usize) -> Result<Self> {
+        probe(ordinal)?;
+        let context = CudaContext::new(ordinal).map_err(failed("making a context"))?;
+        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        Self::on_stream(stream)
+    }
+
+    pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        probe(stream.context().ordinal())?;
+        let context = stream.context().clone();
+        context.bind_to_thread().map_err(failed("binding the context"))?;
+        let mut loaded = Self { stream, modules: Vec::new(), functions: HashMap::new() };
+        for (family, kernels) in FAMILIES {
+            let image = image::IMAGES.iter().find(|(name, _)| name == family).map(|(_, image)| *image);
+            let image = image.ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
+            // The driver reads 8-byte words; an embedded file has no alignment.
+            let mut aligned = vec![0u64; image.len().div_ceil(8)];
+            bytemuck::cast_slice_mut::<_, u8>(&mut aligned)[..image.len()].copy_from_slice(image);
+            // SAFETY: a whole fatbin.
+            let module = unsafe { result::module::load_data(aligned.as_ptr().cast()) }.map_err(|error| {
+                if error.0 == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
+                    let (major, minor) = context.compute_capability().unwrap_or((0, 0));
+                    Error::NoImage { device: context.name().unwrap_or_default(), major, minor }
+                } else {
+                    failed("loading the kernels")(error)
+                }
+            })?;
+            loaded.modules.push(module);
+            for kernel in *kernels {
+                let name = CString::new(*kernel).expect("kernels' names have no zeros");
+                // SAFETY: the module is loaded.
+                let function =
+                    unsafe { result::module::get_function(module, name) }.map_err(failed("finding a kernel"))?;
+                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: a function of a loaded module.
+                unsafe { result::function::set_function_attribute(function, attribute, MAX_SHARED_BYTES) }
+                    .map_err(failed("asking for shared memory"))?;
+                loaded.functions.insert(kernel, function);
+            }
+        }
+        Ok(loaded)
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(failed("binding the context"))
+    }
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        // Kernels may still run; their code must not go away. Errors have nowhere to go.
+        let _ = self.stream.synchronize();
+        for module in &self.modules {
+            // SAFETY: loaded by us, and nothing runs.
+            let _ = unsafe { result::module::unload(*module) };
+        }
+    }
+}
+
+impl Driver for Hardware {
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the memory is zeroed below, before anyone has its address.
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(|error| {
+            if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                Error::DeviceMemory { bytes }
+            } else {
+                failed("allocating")(error)
+            }
+        })?;
+        // SAFETY: just allocated, that many bytes.
+        if let Err(error) = unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) } {
+            // SAFETY: as above, and nobody else has it.
+            unsafe { self.free(address) };
+            return Err(failed("zeroing")(error));
+        }
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        if self.bind().is_ok() {
+            // Waits for everything enqueued. Errors have nowhere to go.
+            let _ = self.stream.synchronize();
+            // SAFETY: the caller's promise.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise; the wait below is before `source` may change (it may be page-locked, and then nothing is staged).
+        let copied = unsafe { result::memcpy_htod_async(target, source, self.stream.cu_stream()) };
+        let waited = self.stream.synchronize();
+        copied.and(waited).map_err(failed("copying to the device"))
+    }
+
+    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise; the wait below is before `target` is anyone's again.
+        let copied = unsafe { result::memcpy_dtoh_async(target, source, self.stream.cu_stream()) };
+        let waited = self.stream.synchronize();
+        copied.and(waited).map_err(failed("copying from the device"))
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        self.bind()?;
+        let function = self.functions[launch.kernel];
+        let [x, y] = launch.grid;
+        let mut parameters = [launch.argument.bytes().as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the caller's promise; the driver copies the argument before it returns.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, 1),
+                (launch.threads, 1, 1),
+                launch.shared_bytes,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .map_err(failed(launch.kernel))
+    }
+
+    fn name(&self) -> String {
+        self.stream.context().name().unwrap_or_else(|_| "a GPU".into())
+    }
+}

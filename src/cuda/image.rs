@@ -1,0 +1,35 @@
+//! The kernels: which there are, and their compiled images, embedded by `build.rs`.
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The kernels of each `kernels/*.cu`: those that there is one of, and those that there is one of for each storage type.
+macro_rules! families {
+    ($($family:ident { $($single:ident)* ; $($typed:ident)* })*) => {
+        /// Names of the kernels of one storage type.
+        pub struct Kernels { $($(pub(super) $typed: &'static str,)*)* }
+        pub(super) const F32: Kernels = Kernels { $($($typed: concat!(stringify!($typed), "_f32"),)*)* };
+        pub(super) const BF16: Kernels = Kernels { $($($typed: concat!(stringify!($typed), "_bf16"),)*)* };
+        pub(super) const F16: Kernels = Kernels { $($($typed: concat!(stringify!($typed), "_f16"),)*)* };
+        /// Every kernel, by the file that it stands in.
+        pub const FAMILIES: &[(&str, &[&str])] = &[$((stringify!($family), &[
+            $(stringify!($single),)*
+            $(concat!(stringify!($typed), "_f32"), concat!(stringify!($typed), "_bf16"), concat!(stringify!($typed), "_f16"),)*
+        ]),)*];
+    };
+}
+
+families! {
+    prepare { align_f16; prepare }
+    reduce { fold sum; }
+    encode { finish_rows; encode responsibilities }
+    statistics { comoments variances couple finish_primal; recentre }
+    backward { ; backward pointwise }
+    dual { gram_nt gram_tn dual_vectors dual_finish; dual_apply }
+    product {
+        product_nn_bf16 product_nt_bf16 product_tn_bf16 product_nn_f16 product_nt_f16 product_tn_f16;
+        column_sums
+    }
+    redundancy { ; redundancy_primal redundancy_dual row_norms through_norms }
+    decode { ; decode decode_backward }
+    optimizer { ; sgd adam }
+}

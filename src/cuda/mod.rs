@@ -1,0 +1,295 @@
+//! The CUDA backend: hand-written kernels on the caller's stream.
+//!
+//! One product (`kernels/gemm.cuh`) carries all families; an operation is an epilogue on it. Storage is `f32`, `bf16` or `f16`; sums are
+//! `f32` within a tile and `f64` over tiles, each in a slot with one writer, folded in a fixed order. Operations only enqueue.
+//!
+//! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic.
+
+mod backward;
+mod decode;
+pub(crate) mod driver;
+mod dual;
+mod encode;
+mod gemm;
+mod hardware;
+pub(crate) mod image;
+mod memory;
+mod optimizer;
+mod product;
+mod reduce;
+mod redundancy;
+mod statistics;
+
+pub use memory::{CudaBuffer, CudaMemory, CudaPointer, CudaRef, CudaRefMut};
+
+use crate::backend::{Backend, Shape};
+use crate::element::{Element, bf16, f16};
+use crate::error::{Error, Result, check_len};
+use crate::objective::Activation;
+use crate::operations::*;
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
+use driver::{Argument, Driver};
+use hardware::Hardware;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Storage types of the CUDA backend: `f32`, `bf16` and `f16`.
+pub trait CudaElement: Element + sealed::Sealed {
+    /// Whether tensor cores multiply it as it is.
+    #[doc(hidden)]
+    const IS_16_BIT: bool;
+    /// Names of the kernels.
+    #[doc(hidden)]
+    const KERNELS: image::Kernels;
+    /// What lays an operand out for the type's own products.
+    #[doc(hidden)]
+    const RAW_KERNEL: &'static str;
+    /// Plain products: Nn, Nt, Tn.
+    #[doc(hidden)]
+    const PRODUCTS: [&'static str; 3];
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+}
+
+const PRODUCTS_BF16: [&str; 3] = ["product_nn_bf16", "product_nt_bf16", "product_tn_bf16"];
+const PRODUCTS_F16: [&str; 3] = ["product_nn_f16", "product_nt_f16", "product_tn_f16"];
+
+impl CudaElement for f32 {
+    const IS_16_BIT: bool = false;
+    const KERNELS: image::Kernels = image::F32;
+    const RAW_KERNEL: &'static str = "prepare_f32";
+    const PRODUCTS: [&'static str; 3] = PRODUCTS_BF16;
+}
+impl CudaElement for bf16 {
+    const IS_16_BIT: bool = true;
+    const KERNELS: image::Kernels = image::BF16;
+    const RAW_KERNEL: &'static str = "prepare_bf16";
+    const PRODUCTS: [&'static str; 3] = PRODUCTS_BF16;
+}
+impl CudaElement for f16 {
+    const IS_16_BIT: bool = true;
+    const KERNELS: image::Kernels = image::F16;
+    const RAW_KERNEL: &'static str = "align_f16";
+    const PRODUCTS: [&'static str; 3] = PRODUCTS_F16;
+}
+
+/// How operands that an operation computes itself (centred or standardised activations, M, K, Ŵ) enter a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As three bf16 planes, six products: as accurate as `f32` arithmetic for every storage type.
+    #[default]
+    Full,
+    /// Rounded to one bf16 plane where storage is `bf16` or `f16`: one product instead of six, with the error of bf16.
+    Storage,
+}
+
+/// The CUDA backend with storage type `E`: `f32`, `bf16` or `f16`.
+///
+/// All work goes to one stream, in order. Buffers of other origin enter by [`view`](Self::view) and [`view_mut`](Self::view_mut).
+/// Results are bitwise the same each time on the same GPU model.
+///
+/// Every operation of the table is there. What an operation has no kernel of its own for: the primal Gram matrix is stored as comoments and
+/// finished by a second kernel; `wgmma`, TMA and a single launch for tiny steps are not used yet.
+///
+/// No kernel has been timed or run on a GPU so far; they are executed by a PTX interpreter in the tests.
+#[derive(Clone)]
+pub struct Cuda<E: CudaElement = f32> {
+    core: Core,
+    hardware: Option<Arc<Hardware>>,
+    element: PhantomData<fn() -> E>,
+}
+
+/// What operations need to know of the device.
+#[derive(Clone)]
+pub(crate) struct Core {
+    driver: Arc<dyn Driver>,
+    precision: Precision,
+}
+
+impl<E: CudaElement> Cuda<E> {
+    /// A stream of its own on device `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::KernelsNotBuilt`], [`Error::NoDriver`], [`Error::NoDevice`], [`Error::DriverTooOld`], [`Error::NoImage`], and
+    /// [`Error::Device`] for whatever else the driver refuses.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Ok(Self::on_hardware(Hardware::new(ordinal)?))
+    }
+
+    /// The caller's stream.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self::on_hardware(Hardware::on_stream(stream)?))
+    }
+
+    fn on_hardware(hardware: Hardware) -> Self {
+        let hardware = Arc::new(hardware);
+        Self { hardware: Some(hardware.clone()), ..Self::on_driver(hardware) }
+    }
+
+    /// Any device that answers as a driver does.
+    #[doc(hidden)]
+    pub fn on_driver(driver: Arc<dyn Driver>) -> Self {
+        Self { core: Core { driver, precision: Precision::default() }, hardware: None, element: PhantomData }
+    }
+
+    /// The same device and stream with another precision of computed operands. It changes the workspace's length.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.core.precision = precision;
+        self
+    }
+
+    /// The precision of computed operands.
+    pub fn precision(&self) -> Precision {
+        self.core.precision
+    }
+
+    /// The stream that all work goes to; none on an emulated device.
+    pub fn stream(&self) -> Option<&Arc<CudaStream>> {
+        self.hardware.as_ref().map(|hardware| hardware.stream())
+    }
+
+    /// A buffer of cudarc's, or part of one, for an operation to read.
+    ///
+    /// The backend's stream waits for what was enqueued to write it; what writes it later on another stream must wait for the backend's.
+    ///
+    /// # Errors
+    /// [`Error::Device`] on an emulated device.
+    pub fn view<'a, T: Element>(&self, buffer: &'a impl DevicePtr<T>) -> Result<CudaRef<'a, T>> {
+        let (address, _guard) = buffer.device_ptr(self.stream_of_views()?);
+        // SAFETY: the buffer is borrowed for 'a, and the stream waits for it.
+        Ok(unsafe { CudaRef::from_raw(address, buffer.len()) })
+    }
+
+    /// As [`view`](Self::view), for an operation to write.
+    ///
+    /// # Errors
+    /// As [`view`](Self::view).
+    pub fn view_mut<'a, T: Element>(&self, buffer: &'a mut impl DevicePtrMut<T>) -> Result<CudaRefMut<'a, T>> {
+        let len = buffer.len();
+        let (address, _guard) = buffer.device_ptr_mut(self.stream_of_views()?);
+        // SAFETY: the buffer is borrowed for 'a, and the stream waits for it.
+        Ok(unsafe { CudaRefMut::from_raw(address, len) })
+    }
+
+    fn stream_of_views(&self) -> Result<&CudaStream> {
+        let none = || Error::Device { call: "viewing a buffer", reason: "the device is emulated".into() };
+        self.stream().map(|stream| &**stream).ok_or_else(none)
+    }
+}
+
+impl<E: CudaElement> fmt::Debug for Cuda<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda<{}>({}, {:?})", E::NAME, self.core.driver.name(), self.core.precision)
+    }
+}
+
+/// As the kernels number it.
+fn activation(activation: Activation) -> u32 {
+    match activation {
+        Activation::Relu => 0,
+        Activation::Identity => 1,
+        Activation::Softplus => 2,
+    }
+}
+
+impl<E: CudaElement> Backend for Cuda<E> {
+    type Memory = CudaMemory;
+    type Element = E;
+    type Real = f32;
+    type Coupling = f32;
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuffer<T>> {
+        CudaBuffer::new(&self.core.driver, len)
+    }
+    /// Waits, for the host may change `source` afterwards.
+    fn upload<T: Element>(&self, source: &[T], target: CudaRefMut<'_, T>) -> Result<()> {
+        use crate::matrix::Memory;
+        check_len("target", source.len(), CudaMemory::len_mut(&target))?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the target is borrowed.
+        unsafe { self.core.driver.upload(bytemuck::cast_slice(source), target.address()) }
+    }
+    fn download<T: Element>(&self, source: CudaRef<'_, T>, target: &mut [T]) -> Result<()> {
+        use crate::matrix::Memory;
+        check_len("target", CudaMemory::len(&source), target.len())?;
+        if target.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the source is borrowed.
+        unsafe { self.core.driver.download(source.address(), bytemuck::cast_slice_mut(target)) }
+    }
+    fn workspace_len(&self, shape: Shape) -> Result<usize> {
+        let Shape { rows: n, inputs: d, latents: h } = shape;
+        let core = &self.core;
+        Ok([
+            memory::workspace_len(|layout| encode::plan::<E>(layout, n, d, h))?,
+            memory::workspace_len(|layout| statistics::comoments_plan::<E>(core, layout, n, h))?,
+            memory::workspace_len(|layout| statistics::finish_plan(layout, h))?,
+            memory::workspace_len(|layout| dual::plan::<E>(core, layout, n, h))?,
+            memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, true))?,
+            product::workspace_len::<E>(n, d, h)?,
+            memory::workspace_len(|layout| product::column_sums_plan(layout, n, d.max(h)))?,
+            memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, false))?,
+            memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))?,
+            memory::workspace_len(|layout| decode::plan::<E>(layout, n, d, h))?,
+            memory::workspace_len(|layout| decode::backward_plan::<E>(layout, n, d, h))?,
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or(0))
+    }
+
+    fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
+        encode::encode(&self.core, args)
+    }
+    fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
+        encode::responsibilities(&self.core, args)
+    }
+    fn recentre(&self, args: Recentre<'_, Self>) -> Result<()> {
+        statistics::recentre(&self.core, args)
+    }
+    fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
+        statistics::comoments(&self.core, args)
+    }
+    fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
+        statistics::finish_statistics(&self.core, args)
+    }
+    fn correlation_dual(&self, args: CorrelationDual<'_, Self>) -> Result<()> {
+        dual::correlation_dual(&self.core, args)
+    }
+    fn backward_dz(&self, args: BackwardDz<'_, Self>) -> Result<()> {
+        backward::backward_dz(&self.core, args)
+    }
+    fn product(&self, args: Product<'_, Self>) -> Result<()> {
+        product::product(&self.core, args)
+    }
+    fn column_sums(&self, args: ColumnSums<'_, Self>) -> Result<()> {
+        product::column_sums(&self.core, args)
+    }
+    fn weight_redundancy(&self, args: WeightRedundancy<'_, Self>) -> Result<()> {
+        redundancy::weight_redundancy(&self.core, args)
+    }
+    fn decode(&self, args: Decode<'_, Self>) -> Result<()> {
+        decode::decode(&self.core, args)
+    }
+    fn decode_backward(&self, args: DecodeBackward<'_, Self>) -> Result<()> {
+        decode::decode_backward(&self.core, args)
+    }
+    fn sgd(&self, args: Sgd<'_, Self>) -> Result<()> {
+        optimizer::sgd(&self.core, args)
+    }
+    fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
+        optimizer::adam(&self.core, args)
+    }
+}
