@@ -153,7 +153,7 @@ KERNEL couple(ARGUMENTS(Couple)) {
 
 struct FinishPrimal {
     const double *q_slots, *offset_slots;
-    const double *variance, *inverse_deviation;
+    const double *variance, *inverse_deviation, *residue;
     /// q for the loss.
     double* q;
     float *offset, *scale;
@@ -168,8 +168,10 @@ KERNEL finish_primal(ARGUMENTS(FinishPrimal)) {
     for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
         q += p.q_slots[chunk * p.latents + j], offset += p.offset_slots[chunk * p.latents + j];
     p.q[j] = q;
-    p.offset[j] = float(offset);
     const double v = p.variance[j];
     const double correlation = v == 0.0 ? 0.0 : 4.0 * p.lambda_tc * q * p.inverse_deviation[j] / sqrt(v);
-    p.scale[j] = float(-(correlation + 2.0 * p.lambda_var / (v + p.eps)) / (p.count - 1.0));
+    const float scale = float(-(correlation + 2.0 * p.lambda_var / (v + p.eps)) / (p.count - 1.0));
+    p.scale[j] = scale;
+    // Also for the rounding of the mean in (a − μ)·d.
+    p.offset[j] = float(offset + double(scale) * p.residue[j]);
 }

@@ -1,4 +1,4 @@
-//! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with q in its epilogue.
+//! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with P and q in its epilogue.
 
 use super::gemm::{Affine, Extents, Source, TILE, derived_planes, take_planes};
 use super::memory::{Layout, View, lay_out};
@@ -25,6 +25,7 @@ struct DualEpilogue {
     mean: u64,
     inverse_deviation: u64,
     gain: u64,
+    diagonal: u64,
     product: View,
     slots: u64,
     cols: i64,
@@ -36,6 +37,7 @@ struct DualVectors {
     variance: u64,
     inverse_deviation: u64,
     gain: u64,
+    diagonal: u64,
     latents: i64,
     factor: f64,
 }
@@ -57,6 +59,7 @@ struct DualFinish {
 pub(super) struct Plan {
     inverse_deviation: u64,
     gain: u64,
+    diagonal: u64,
     squares: u64,
     standardized: u64,
     gram: u64,
@@ -69,6 +72,7 @@ pub(super) fn plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: usize, h
     Ok(Plan {
         inverse_deviation: layout.take::<f32>(h, 1)?,
         gain: layout.take::<f32>(h, 1)?,
+        diagonal: layout.take::<f32>(h, 1)?,
         squares: layout.take::<f64>(h, 1)?,
         standardized: take_planes(layout, planes, n, h)?,
         gram: take_planes(layout, planes, n, n)?,
@@ -83,8 +87,14 @@ pub(super) fn correlation_dual<E: CudaElement>(core: &Core, args: CorrelationDua
     let degrees = n as f64 - 1.0;
     let factor = 4.0 * args.lambda_tc / degrees;
     let (variance, loss) = (args.variance.address(), args.loss.address());
-    let vectors =
-        DualVectors { variance, inverse_deviation: plan.inverse_deviation, gain: plan.gain, latents: h as i64, factor };
+    let vectors = DualVectors {
+        variance,
+        inverse_deviation: plan.inverse_deviation,
+        gain: plan.gain,
+        diagonal: plan.diagonal,
+        latents: h as i64,
+        factor,
+    };
     core.each("dual_vectors", h, &vectors)?;
 
     let planes = derived_planes::<E>(core.precision);
@@ -102,6 +112,7 @@ pub(super) fn correlation_dual<E: CudaElement>(core: &Core, args: CorrelationDua
         mean: args.mean.address(),
         inverse_deviation: plan.inverse_deviation,
         gain: plan.gain,
+        diagonal: plan.diagonal,
         product: View::of(&args.product),
         slots: plan.slots,
         cols: h as i64,
