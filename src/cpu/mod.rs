@@ -6,6 +6,7 @@
 mod backward;
 mod decode;
 mod dual;
+mod element;
 mod encode;
 mod gemm;
 mod math;
@@ -20,43 +21,17 @@ mod simd;
 mod statistics;
 mod symmetric;
 
+pub use element::CpuElement;
 pub use simd::Isa;
 
 use crate::backend::{Backend, Shape};
-use crate::element::{Element, bf16, f16};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::matrix::Host;
 use crate::operations::*;
 use parallel::Threads;
 use std::fmt;
 use std::marker::PhantomData;
-
-/// Storage types of the CPU backend.
-pub trait CpuElement: Element {
-    /// The slice itself, if it holds `f32`.
-    #[inline(always)]
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-    /// The slice itself, if it holds `f32`.
-    #[inline(always)]
-    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
-        None
-    }
-}
-
-impl CpuElement for f32 {
-    #[inline(always)]
-    fn as_f32(slice: &[f32]) -> Option<&[f32]> {
-        Some(slice)
-    }
-    #[inline(always)]
-    fn as_f32_mut(slice: &mut [f32]) -> Option<&mut [f32]> {
-        Some(slice)
-    }
-}
-impl CpuElement for bf16 {}
-impl CpuElement for f16 {}
 
 /// The CPU backend with storage type `E`: `f32`, `bf16` or `f16`.
 ///
@@ -151,45 +126,45 @@ impl<E: CpuElement> Backend for Cpu<E> {
     }
 
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
-        encode::encode(&self.core, args)
+        E::encode(self, args)
     }
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
-        encode::responsibilities(&self.core, args)
+        E::responsibilities(self, args)
     }
     fn recentre(&self, args: Recentre<'_, Self>) -> Result<()> {
-        statistics::recentre(&self.core, args)
+        E::recentre(self, args)
     }
     fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
-        statistics::comoments(&self.core, args)
+        E::comoments(self, args)
     }
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
-        statistics::finish_statistics(&self.core, args)
+        E::finish_statistics(self, args)
     }
     fn correlation_dual(&self, args: CorrelationDual<'_, Self>) -> Result<()> {
-        dual::correlation_dual(&self.core, args)
+        E::correlation_dual(self, args)
     }
     fn backward_dz(&self, args: BackwardDz<'_, Self>) -> Result<()> {
-        backward::backward_dz(&self.core, args)
+        E::backward_dz(self, args)
     }
     fn product(&self, args: Product<'_, Self>) -> Result<()> {
-        product::product(&self.core, args)
+        E::product(self, args)
     }
     fn column_sums(&self, args: ColumnSums<'_, Self>) -> Result<()> {
-        product::column_sums(&self.core, args)
+        E::column_sums(self, args)
     }
     fn weight_redundancy(&self, args: WeightRedundancy<'_, Self>) -> Result<()> {
-        redundancy::weight_redundancy(&self.core, args)
+        E::weight_redundancy(self, args)
     }
     fn decode(&self, args: Decode<'_, Self>) -> Result<()> {
-        decode::decode(&self.core, args)
+        E::decode(self, args)
     }
     fn decode_backward(&self, args: DecodeBackward<'_, Self>) -> Result<()> {
-        decode::decode_backward(&self.core, args)
+        E::decode_backward(self, args)
     }
     fn sgd(&self, args: Sgd<'_, Self>) -> Result<()> {
-        optimizer::sgd(&self.core, args)
+        E::sgd(self, args)
     }
     fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
-        optimizer::adam(&self.core, args)
+        E::adam(self, args)
     }
 }
