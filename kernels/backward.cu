@@ -30,7 +30,7 @@ __device__ __forceinline__ void pointwise(const Pointwise<E>& p) {
         float v[4];
         load4(v, p.source.at(row0 + row, col0 + tile.lane_col()), p.source.data == nullptr ? 0 : tile.lane_cols());
         // Each lane reads back what it wrote: no barrier.
-        *reinterpret_cast<float4*>(tile.data + row * TILE_STRIDE + tile.lane_col()) = make_float4(v[0], v[1], v[2], v[3]);
+        tile.write(v, row);
     }
     p.epilogue(tile);
 }

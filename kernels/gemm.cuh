@@ -67,6 +67,10 @@ struct Tile {
         const float4 four = *reinterpret_cast<const float4*>(data + row * TILE_STRIDE + lane_col());
         v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
     }
+    /// Replaces this lane's part of a row.
+    __device__ __forceinline__ void write(const float (&v)[4], int row) const {
+        *reinterpret_cast<float4*>(data + row * TILE_STRIDE + lane_col()) = make_float4(v[0], v[1], v[2], v[3]);
+    }
     /// This lane's columns of a vector over the matrix's columns; 0 without one.
     __device__ __forceinline__ void vector(float (&v)[4], const float* from) const {
         load4(v, from + col0 + lane_col(), from == nullptr ? 0 : lane_cols());

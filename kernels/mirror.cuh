@@ -2,6 +2,29 @@
 #pragma once
 #include "gemm.cuh"
 
+/// Writes a tile on or above the diagonal and its mirror image; what lies below the diagonal within a tile on it is not used.
+__device__ __forceinline__ void store_mirrored(const Tile& tile, const View<float>& out) {
+    const bool on_diagonal = tile.row_index == tile.col_index;
+    const int col = tile.lane_col();
+    __syncthreads();
+    for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        float v[4];
+        tile.read(v, row);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (on_diagonal && row > col + i) v[i] = tile.data[(col + i) * TILE_STRIDE + row];
+        store4(out.at(tile.row0 + row, tile.col0 + col), v, tile.lane_cols());
+    }
+    if (on_diagonal) return;
+    for (int mirrored = tile.first_row(); mirrored < min(tile.first_row() + WARP_ROWS, tile.cols); ++mirrored) {
+        float v[4];
+        const int count = max(0, min(4, tile.rows - col));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = i < count ? tile.data[(col + i) * TILE_STRIDE + mirrored] : 0.0f;
+        store4(out.at(tile.col0 + mirrored, tile.row0 + col), v, count);
+    }
+}
+
 struct MirrorEpilogue {
     View<float> out;
     /// Σ of squares of each tile on and above the diagonal, its mirror image included; in the order of the blocks.
@@ -23,27 +46,9 @@ struct MirrorEpilogue {
                 const double weight = !on_diagonal || row < col + i ? 2.0 : row == col + i ? 1.0 : 0.0;
                 if (col + i < tile.cols && weight != 0.0) squares += weight * double(v[i]) * double(v[i]);
             }
-            *reinterpret_cast<float4*>(tile.data + row * TILE_STRIDE + col) = make_float4(v[0], v[1], v[2], v[3]);
+            tile.write(v, row);
         }
-        __syncthreads();
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
-            float v[4];
-            tile.read(v, row);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                if (on_diagonal && row > col + i) v[i] = tile.data[(col + i) * TILE_STRIDE + row];
-            store4(out.at(tile.row0 + row, tile.col0 + col), v, tile.lane_cols());
-        }
-        if (!on_diagonal) {
-            // The mirror image: this tile's columns are its rows.
-            for (int mirrored = tile.first_row(); mirrored < min(tile.first_row() + WARP_ROWS, tile.cols); ++mirrored) {
-                float v[4];
-                const int count = max(0, min(4, tile.rows - col));
-#pragma unroll
-                for (int i = 0; i < 4; ++i) v[i] = i < count ? tile.data[(col + i) * TILE_STRIDE + mirrored] : 0.0f;
-                store4(out.at(tile.col0 + mirrored, tile.row0 + col), v, count);
-            }
-        }
+        store_mirrored(tile, out);
         tile.block_sum(squares, slots + blockIdx.x);
     }
 };

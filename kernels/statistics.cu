@@ -1,13 +1,80 @@
 // Batch statistics: the moments' shift, comoments, and what the backward pass needs of them.
 //
-// comoments is the symmetric product of centred operands (prepare.cu), upper tiles only. couple turns comoments into M block by block
-// of 32 rows, reading the upper triangle for both halves, so that M is written once, coalesced and exactly symmetric; q and the
-// offset are row sums in float64, one slot a row and chunk of 1024 columns.
+// comoments is the symmetric product of centred operands (prepare.cu), upper tiles only. gram_primal is the same product, turned into M
+// by its epilogue while the tile is in shared memory: the covariance of a batch of one block never reaches memory, and M is written
+// coalesced on both sides of the diagonal, exactly symmetric. Comoments that stand in memory enter as what the product is added to;
+// a product of depth 0 then finishes them. Tile sums of q and of the offset have a slot each for rows and for columns.
 //
-// Geometry: block 32×8 for couple and recentre, a thread a column for the others. Not yet run on hardware.
+// Geometry: gemm.cuh; block 32×8 for recentre, a thread a column for the others. Not yet run on hardware.
+#include "mirror.cuh"
 #include "store.cuh"
 
 GEMM_KERNEL(comoments, bf16, Across, Across, StoreEpilogue)
+
+// M_ij = factor·C_ij/(s_i s_j), for tiles on and above the diagonal and their mirror images.
+struct CoupleEpilogue {
+    /// Comoments that the product is added to, upper triangle; may be `coupling`. Zeros if missing.
+    View<const float> before;
+    View<float> coupling;
+    /// Σ(a − c), 1/s (0 for a dead column), μ less its rounded value.
+    const double *sum, *inverse_deviation, *residue;
+    /// Σ Ĉ² and Σ M·residue of each tile: over a row at [column tile, row], over a column at [row tile, column].
+    double *q_rows, *q_cols, *offset_rows, *offset_cols;
+    int64_t latents;
+    /// 1/N, 1/(N−1), 4 λ_tc/(N−1).
+    double inverse_count, inverse_degrees, factor;
+
+    __device__ __forceinline__ void operator()(const Tile& tile) const {
+        const bool on_diagonal = tile.row_index == tile.col_index;
+        const int col = tile.lane_col(), count = tile.lane_cols();
+        double sum_j[4], inverse_j[4], residue_j[4];
+        float q_col[4] = {}, offset_col[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int64_t j = tile.col0 + (i < count ? col + i : 0);
+            sum_j[i] = sum[j], inverse_j[i] = i < count ? inverse_deviation[j] : 0.0, residue_j[i] = residue[j];
+        }
+        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+            const int64_t at = tile.row0 + row;
+            const double mean_i = sum[at] * inverse_count, inverse_i = inverse_deviation[at];
+            const double scale = inverse_i * inverse_degrees, residue_i = residue[at];
+            float v[4], earlier[4] = {}, q_row = 0.0f, offset_row = 0.0f;
+            tile.read(v, row);
+            // Within a tile on the diagonal only what lies above counts, or is there at all.
+            const int first = on_diagonal ? max(0, row + 1 - col) : 0;
+            if (before.data != nullptr) {
+                const float* from = before.at(at, tile.col0 + col);
+                if (first == 0) {
+                    load4(earlier, from, count);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (i >= first && i < count) earlier[i] = from[i];
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const bool live = i >= first && i < count;
+                v[i] += earlier[i];
+                // A dead column has correlation 0 whatever rounding left in the comoment.
+                const double c = live ? (double(v[i]) - mean_i * sum_j[i]) * scale * inverse_j[i] : 0.0;
+                v[i] = float(factor * c * inverse_i * inverse_j[i]);
+                const float square = float(c * c);
+                q_row += square, q_col[i] += square;
+                offset_row = fmaf(v[i], float(residue_j[i]), offset_row);
+                offset_col[i] = fmaf(v[i], float(residue_i), offset_col[i]);
+            }
+            tile.write(v, row);
+            const double q = warp_sum(double(q_row)), offset = warp_sum(double(offset_row));
+            if (threadIdx.x % 32 == 0)
+                q_rows[tile.col_index * latents + at] = q, offset_rows[tile.col_index * latents + at] = offset;
+        }
+        store_mirrored(tile, coupling);
+        tile.column_sums(q_col, q_cols + tile.row_index * latents, 0);
+        tile.column_sums(offset_col, offset_cols + tile.row_index * latents, 1);
+    }
+};
+GEMM_KERNEL(gram_primal, bf16, Across, Across, CoupleEpilogue)
 
 template <class E>
 struct Recentre {
@@ -93,71 +160,14 @@ KERNEL variances(ARGUMENTS(Variances)) {
     p.scale[j] = float(-2.0 * p.lambda_var / (v + p.eps) / (p.count - 1.0));
 }
 
-struct Couple {
-    View<const float> comoments;
-    const double *sum, *inverse_deviation, *residue;
-    View<float> coupling;
-    /// Row sums of Ĉ² and M·residue for each chunk of columns: [chunks, H].
-    double *q_slots, *offset_slots;
-    int64_t latents;
-    /// 1/N, 1/(N−1), 4 λ_tc/(N−1).
-    double inverse_count, inverse_degrees, factor;
-};
-
-constexpr int SIDE = 32, CHUNK = 1024;
-
-// M_ij = factor·C_ij/(s_i s_j) for 32 rows i and a chunk of columns j. Every factor is symmetric in i and j to the last bit.
-KERNEL couple(ARGUMENTS(Couple)) {
-    __shared__ float tile[SIDE][SIDE + 1];
-    const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-    const int64_t i0 = int64_t(blockIdx.x) * SIDE, h = p.latents;
-    const int64_t end = min(h, (int64_t(blockIdx.y) + 1) * CHUNK);
-    double q[4] = {}, offset[4] = {};
-    for (int64_t j0 = int64_t(blockIdx.y) * CHUNK; j0 < end; j0 += SIDE) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int line = part + 8 * k;
-            if (j0 >= i0) {
-                // On and above the diagonal: as it stands. Below the diagonal of the diagonal block it is fetched mirrored.
-                const int64_t i = i0 + line, j = j0 + lane;
-                if (i < h && j < h) tile[line][lane] = *p.comoments.at(min(i, j), max(i, j));
-            } else {
-                const int64_t j = j0 + line, i = i0 + lane;
-                if (i < h && j < h) tile[lane][line] = *p.comoments.at(j, i);
-            }
-        }
-        __syncthreads();
-        const int64_t j = j0 + lane;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int64_t i = i0 + part + 8 * k;
-            if (i >= h || j >= h) continue;
-            const double inverse = p.inverse_deviation[i] * p.inverse_deviation[j];
-            const double covariance = (double(tile[part + 8 * k][lane]) - p.sum[i] * p.sum[j] * p.inverse_count) * p.inverse_degrees;
-            // A dead column has correlation 0 whatever rounding left in the comoment.
-            const double c = i == j ? 0.0 : covariance * inverse;
-            const double m = i == j ? 0.0 : p.factor * c * inverse;
-            *p.coupling.at(i, j) = float(m);
-            q[k] += c * c;
-            offset[k] += m * p.residue[j];
-        }
-        __syncthreads();
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        const int64_t i = i0 + part + 8 * k;
-        const double row_q = warp_sum(q[k]), row_offset = warp_sum(offset[k]);
-        if (lane == 0 && i < h) p.q_slots[blockIdx.y * h + i] = row_q, p.offset_slots[blockIdx.y * h + i] = row_offset;
-    }
-}
-
 struct FinishPrimal {
-    const double *q_slots, *offset_slots;
+    /// As gram_primal leaves them.
+    const double *q_rows, *q_cols, *offset_rows, *offset_cols;
     const double *variance, *inverse_deviation, *residue;
     /// q for the loss.
     double* q;
     float *offset, *scale;
-    int64_t latents, chunks;
+    int64_t latents;
     double count, eps, lambda_var, lambda_tc;
 };
 
@@ -165,8 +175,11 @@ KERNEL finish_primal(ARGUMENTS(FinishPrimal)) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (j >= p.latents) return;
     double q = 0.0, offset = 0.0;
-    for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
-        q += p.q_slots[chunk * p.latents + j], offset += p.offset_slots[chunk * p.latents + j];
+    const int64_t tiles = (p.latents + TILE - 1) / TILE, own = j / TILE;
+    for (int64_t tile = 0; tile <= own; ++tile)
+        q += p.q_cols[tile * p.latents + j], offset += p.offset_cols[tile * p.latents + j];
+    for (int64_t tile = own; tile < tiles; ++tile)
+        q += p.q_rows[tile * p.latents + j], offset += p.offset_rows[tile * p.latents + j];
     p.q[j] = q;
     const double v = p.variance[j];
     const double correlation = v == 0.0 ? 0.0 : 4.0 * p.lambda_tc * q * p.inverse_deviation[j] / sqrt(v);

@@ -66,8 +66,8 @@ pub struct DecoderFreeStep<'a, B: Backend + ?Sized> {
 /// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
-/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² in the primal form;
-/// min(H,D)² for weight redundancy; the workspace.
+/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
+/// blocks; min(H,D)² for weight redundancy; the workspace.
 pub struct DecoderFree<B: Backend> {
     backend: B,
     config: DecoderFreeConfig,
@@ -102,7 +102,10 @@ struct MomentBuffers<B: Backend> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Correlation {
     None,
-    Primal,
+    /// Primal, from one block.
+    Block,
+    /// Primal, from comoments summed over blocks.
+    Comoments,
     Dual,
 }
 
@@ -124,8 +127,9 @@ impl<B: Backend> DecoderFree<B> {
         let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "a square matrix" });
         let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
         // What can happen in `step`; the two-phase calls enlarge the buffers when first used.
+        let comoments = config.objective.lambda_tc != 0.0 && block_rows < rows;
         let primal =
-            config.objective.lambda_tc != 0.0 && (block_rows < rows || !config.correlation_form.is_dual(latents, rows));
+            comoments || (config.objective.lambda_tc != 0.0 && !config.correlation_form.is_dual(latents, rows));
         let dual = config.objective.lambda_tc != 0.0
             && (config.correlation_form == Form::Dual || config.correlation_form == Form::Auto);
         let weight_side = match (config.objective.lambda_wr != 0.0, config.weight_form.is_dual(latents, inputs)) {
@@ -151,7 +155,7 @@ impl<B: Backend> DecoderFree<B> {
             variance: backend.alloc(latents)?,
             scale: backend.alloc(latents)?,
             offset: backend.alloc(latents)?,
-            comoments: backend.alloc(primal_len)?,
+            comoments: backend.alloc(if comoments { primal_len } else { 0 })?,
             coupling: backend.alloc(primal_len.max(dual_len))?,
             weight_gram: backend.alloc(square(weight_side)?)?,
             terms: backend.alloc(3)?,
@@ -181,7 +185,7 @@ impl<B: Backend> DecoderFree<B> {
         let correlation = self.check_batch(step.x.rows())?;
         let count = step.x.rows() as u64;
         self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
-        self.finish(count, correlation)?;
+        self.finish(count, step.activations.as_ref(), correlation)?;
         self.dual(step.x.rows(), step.activations.as_ref(), correlation)?;
         // All activations are there if the caller keeps them, else those of the last block.
         let last = blocks(step.x.rows(), self.block_rows).next_back().map_or(0, |block| block.start);
@@ -206,7 +210,7 @@ impl<B: Backend> DecoderFree<B> {
         self.check_outputs(x.rows(), activations.as_ref(), row_loss.as_ref())?;
         let correlation = self.check_batch(x.rows())?;
         self.first_pass(x, weight, bias, &mut activations, &mut row_loss, correlation)?;
-        self.finish(x.rows() as u64, correlation)?;
+        self.finish(x.rows() as u64, activations.as_ref(), correlation)?;
         self.dual(x.rows(), activations.as_ref(), correlation)?;
         self.weight_term(weight, None)
     }
@@ -260,12 +264,12 @@ impl<B: Backend> DecoderFree<B> {
         let h = self.config.shape.latents;
         let (mut row_loss_sum, mut sum, mut sum_squares) = ([0.0], vec![0.0; h], vec![0.0; h]);
         let mut shift = vec![B::Real::from_f64(0.0); h];
-        let mut comoments = vec![B::Real::from_f64(0.0); if correlation == Correlation::Primal { h * h } else { 0 }];
+        let mut comoments = vec![B::Real::from_f64(0.0); if correlation == Correlation::Comoments { h * h } else { 0 }];
         self.backend.download(B::Memory::slice(&self.moments.row_loss_sum), &mut row_loss_sum)?;
         self.backend.download(B::Memory::slice(&self.moments.sum), &mut sum)?;
         self.backend.download(B::Memory::slice(&self.moments.sum_squares), &mut sum_squares)?;
         self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
-        if correlation == Correlation::Primal {
+        if correlation == Correlation::Comoments {
             self.backend.download(B::Memory::slice(&self.comoments), &mut comoments)?;
         }
         let shift = shift.iter().map(|c| c.to_f64()).collect();
@@ -296,7 +300,7 @@ impl<B: Backend> DecoderFree<B> {
         }
         let correlation = self.sharded_correlation()?;
         self.upload_statistics(statistics, correlation)?;
-        self.finish(count, correlation)?;
+        self.finish(count, None, correlation)?;
         self.second_pass(&mut step, correlation, usize::MAX, true)?;
         self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
     }
@@ -317,7 +321,7 @@ impl<B: Backend> DecoderFree<B> {
         self.backend.upload(&shift, B::Memory::slice_mut(&mut moments.shift))?;
         self.backend.upload(statistics.sum(), B::Memory::slice_mut(&mut moments.sum))?;
         self.backend.upload(&sum_squares, B::Memory::slice_mut(&mut moments.sum_squares))?;
-        if correlation == Correlation::Primal {
+        if correlation == Correlation::Comoments {
             let comoments: Vec<B::Real> =
                 (0..h * h).map(|at| B::Real::from_f64(statistics.comoment(at / h, at % h))).collect();
             self.backend.upload(&comoments, B::Memory::slice_mut(&mut self.comoments))?;
@@ -379,10 +383,10 @@ impl<B: Backend> DecoderFree<B> {
         if rows > self.block_rows {
             return match correlation_form {
                 Form::Dual => Err(Error::DualNeedsOneBlock { rows, block_rows: self.block_rows }),
-                Form::Auto | Form::Primal => Ok(Correlation::Primal),
+                Form::Auto | Form::Primal => Ok(Correlation::Comoments),
             };
         }
-        Ok(if correlation_form.is_dual(shape.latents, rows) { Correlation::Dual } else { Correlation::Primal })
+        Ok(if correlation_form.is_dual(shape.latents, rows) { Correlation::Dual } else { Correlation::Block })
     }
 
     fn check_statistics(&self, statistics: &Statistics) -> Result<()> {
@@ -406,7 +410,7 @@ impl<B: Backend> DecoderFree<B> {
         if B::Memory::len(&B::Memory::slice(&self.coupling)) < len {
             self.coupling = self.backend.alloc(len)?;
         }
-        Ok(Correlation::Primal)
+        Ok(Correlation::Comoments)
     }
 
     /// Encodes every block and adds up row losses, moments and comoments. The shift is the first block's mean.
@@ -449,7 +453,7 @@ impl<B: Backend> DecoderFree<B> {
                     sum_squares: B::Memory::slice_mut(&mut moments.sum_squares),
                 })?;
             }
-            if correlation == Correlation::Primal {
+            if correlation == Correlation::Comoments {
                 self.backend.comoments(Comoments {
                     activations: a.as_ref(),
                     shift: B::Memory::slice(&moments.shift),
@@ -463,18 +467,34 @@ impl<B: Backend> DecoderFree<B> {
     }
 
     /// Variance and correlation losses and coefficients of the batch whose sums are in the buffers.
-    fn finish(&mut self, count: u64, correlation: Correlation) -> Result<()> {
+    fn finish(
+        &mut self,
+        count: u64,
+        activations: Option<&MatOut<'_, B, B::Element>>,
+        correlation: Correlation,
+    ) -> Result<()> {
         self.count = count;
         if !self.config.objective.needs_statistics() {
             return Ok(());
         }
         let h = self.config.shape.latents;
-        let primal = if correlation == Correlation::Primal {
-            let comoments = MatRef::from_memory(B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h), h, h, h)?;
-            let coupling = square::<B, _>(&mut self.coupling, h)?;
-            Some(PrimalCorrelation { comoments, coupling, offset: B::Memory::slice_mut(&mut self.offset) })
-        } else {
-            None
+        let covariance = match correlation {
+            Correlation::None | Correlation::Dual => None,
+            Correlation::Block => {
+                Some(Covariance::Activations(all_of(activations, &self.activations, count as usize, h)?))
+            }
+            Correlation::Comoments => {
+                let comoments = B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h);
+                Some(Covariance::Comoments(MatRef::from_memory(comoments, h, h, h)?))
+            }
+        };
+        let primal = match covariance {
+            None => None,
+            Some(covariance) => Some(PrimalCorrelation {
+                covariance,
+                coupling: square::<B, _>(&mut self.coupling, h)?,
+                offset: B::Memory::slice_mut(&mut self.offset),
+            }),
         };
         self.backend.finish_statistics(FinishStatistics {
             count,
@@ -502,12 +522,8 @@ impl<B: Backend> DecoderFree<B> {
             return Ok(());
         }
         let h = self.config.shape.latents;
-        let own = B::Memory::part(B::Memory::slice(&self.activations), 0..rows * h);
         self.backend.correlation_dual(CorrelationDual {
-            activations: match activations {
-                Some(given) => given.as_ref(),
-                None => MatRef::from_memory(own, rows, h, h)?,
-            },
+            activations: all_of(activations, &self.activations, rows, h)?,
             mean: B::Memory::slice(&self.mean),
             variance: B::Memory::slice(&self.variance),
             lambda_tc: self.config.objective.lambda_tc,
@@ -562,7 +578,7 @@ impl<B: Backend> DecoderFree<B> {
                 let coupling = match correlation {
                     Correlation::None => CorrelationTerm::None,
                     Correlation::Dual => CorrelationTerm::Dual,
-                    Correlation::Primal => CorrelationTerm::Primal {
+                    Correlation::Block | Correlation::Comoments => CorrelationTerm::Primal {
                         coupling: MatRef::from_memory(
                             B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h),
                             h,
@@ -649,6 +665,19 @@ fn block_of<'a, T: Element, M: Memory>(
     match given {
         Some(given) => Ok(given.reborrow().rows_range(block.clone())),
         None => MatMut::from_memory(M::part_mut(M::slice_mut(own), 0..block.len() * cols), block.len(), cols, cols),
+    }
+}
+
+/// The activations of a batch of one block, the caller's or ours.
+fn all_of<'a, T: Element, M: Memory>(
+    given: Option<&'a MatMut<'_, T, M>>,
+    own: &'a M::Buffer<T>,
+    rows: usize,
+    cols: usize,
+) -> Result<MatRef<'a, T, M>> {
+    match given {
+        Some(given) => Ok(given.as_ref()),
+        None => MatRef::from_memory(M::part(M::slice(own), 0..rows * cols), rows, cols, cols),
     }
 }
 

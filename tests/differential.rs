@@ -7,7 +7,7 @@
 mod common;
 
 use common::ops::{
-    self, Backward, Correlation, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
+    self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
 };
 use common::{HostBackend, Place, Under, abs_nt, assert_within, reference, rng, rounded, step, uniform, z_factor};
 use rand::RngExt;
@@ -22,6 +22,7 @@ on_every_backend!(
     recentre,
     comoments,
     finish_statistics,
+    finish_statistics_of_many_rows,
     correlation_dual,
     backward_dz,
     product,
@@ -37,28 +38,28 @@ const ACTIVATIONS: [Activation; 3] = [Activation::Relu, Activation::Identity, Ac
 const EDGES: [usize; 27] =
     [1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49, 63, 64, 65];
 
-/// Shapes (N, D, H), or (m, n, k).
-fn shapes() -> Vec<[usize; 3]> {
-    let mut shapes = vec![[1, 1, 1], [0, 3, 4], [3, 0, 5], [65, 257, 130], [13, 1103, 17], [301, 33, 65], [9, 70, 259]];
+/// Shapes (N, D, H), or (m, n, k); for GPUs around the edges of a tile of 128, and a depth that goes round its stages.
+fn shapes<B: HostBackend>(under: &Under<B>) -> Vec<[usize; 3]> {
+    let mut all = vec![[1, 1, 1], [0, 3, 4], [3, 0, 5], [65, 257, 130], [13, 1103, 17], [301, 33, 65], [9, 70, 259]];
     for s in EDGES {
-        shapes.extend([[s, 5, 9], [7, s, 11], [4, 6, s]]);
+        all.extend([[s, 5, 9], [7, s, 11], [4, 6, s]]);
         if s < 34 {
-            shapes.push([s, s, s]);
+            all.push([s, s, s]);
         }
     }
-    shapes
+    under.cases(all, [[1, 1, 1], [0, 3, 4], [3, 0, 5], [127, 9, 129], [129, 33, 128], [6, 203, 17]])
 }
 
 /// Shapes (N, H) of what has no inputs.
-fn flat_shapes() -> Vec<[usize; 2]> {
-    let mut shapes = vec![[0, 5], [1, 1], [257, 65], [520, 9], [6, 300], [65, 130]];
+fn flat_shapes<B: HostBackend>(under: &Under<B>) -> Vec<[usize; 2]> {
+    let mut all = vec![[0, 5], [1, 1], [257, 65], [520, 9], [6, 300], [65, 130]];
     for s in EDGES {
-        shapes.extend([[s, 9], [7, s]]);
+        all.extend([[s, 9], [7, s]]);
         if s < 34 {
-            shapes.push([s, s]);
+            all.push([s, s]);
         }
     }
-    shapes
+    under.cases(all, [[0, 5], [1, 1], [2, 31], [127, 33], [7, 128], [129, 257], [300, 5]])
 }
 
 /// Rounding errors of a sum of `len` terms that is blocked or kept in wider numbers.
@@ -159,7 +160,7 @@ fn check_encoded<B: HostBackend>(under: &Under<B>, case: &Encode, place: Place) 
 }
 
 fn encode<B: HostBackend>(under: &Under<B>) {
-    for shape in shapes() {
+    for shape in shapes(under) {
         for activation in ACTIVATIONS {
             let case = encoder_inputs::<B>(shape, activation);
             Place::ALL.into_iter().for_each(|place| check_encoded(under, &case, place));
@@ -168,7 +169,7 @@ fn encode<B: HostBackend>(under: &Under<B>) {
 }
 
 fn encode_adds_up<B: HostBackend>(under: &Under<B>) {
-    for shape in shapes() {
+    for shape in shapes(under) {
         let mut case = encoder_inputs::<B>(shape, Activation::Relu);
         let mut rng = rng(5);
         case.shift = Some(real::<B>(uniform(&mut rng, case.h, 0.5)));
@@ -202,7 +203,7 @@ fn encode_without_outputs<B: HostBackend>(under: &Under<B>) {
 }
 
 fn responsibilities<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         let mut a = activations::<B>([n, h], Activation::Identity);
         // Far from the row's least activation exp underflows.
         if let Some(last) = a.last_mut() {
@@ -221,7 +222,7 @@ fn responsibilities<B: HostBackend>(under: &Under<B>) {
 }
 
 fn recentre<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         let mut a = activations::<B>([n, h], Activation::Relu);
         // Some columns lie far from 0, on both sides of the limit from where they are summed again.
         for (at, a) in a.iter_mut().enumerate() {
@@ -252,7 +253,7 @@ fn recentre<B: HostBackend>(under: &Under<B>) {
 }
 
 fn comoments<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         let a = activations::<B>([n, h], Activation::Relu);
         let mut rng = rng(n as u64);
         let anywhere = real::<B>(uniform(&mut rng, h, 0.7));
@@ -282,8 +283,16 @@ fn comoments<B: HostBackend>(under: &Under<B>) {
     }
 }
 
+/// What a case of finish_statistics is given besides sums.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Given {
+    Nothing,
+    Comoments,
+    Activations,
+}
+
 /// Sums as a backend would hand them over: about the rounded mean, comoments rounded.
-fn finish_inputs<B: HostBackend>([n, h]: [usize; 2], activation: Activation, primal: bool) -> Finish {
+fn finish_inputs<B: HostBackend>([n, h]: [usize; 2], activation: Activation, given: Given) -> Finish {
     let a = activations::<B>([n, h], activation);
     let sum: Vec<f64> = (0..h).map(|j| (0..n).map(|row| a[row * h + j]).sum()).collect();
     let shift = real::<B>(sum.iter().map(|sum| sum / n as f64).collect());
@@ -296,50 +305,83 @@ fn finish_inputs<B: HostBackend>([n, h]: [usize; 2], activation: Activation, pri
         objective: Objective { lambda_var: 0.75, lambda_tc: 1.5, variance_eps: 1e-5, ..Objective::default() },
         sum: (0..h).map(|j| centred[j * n..(j + 1) * n].iter().sum()).collect(),
         sum_squares: (0..h).map(|j| comoment(j, j)).collect(),
-        comoments: primal.then(|| real::<B>((0..h * h).map(|at| comoment(at / h, at % h)).collect())),
+        covariance: match given {
+            Given::Nothing => Covariance::None,
+            Given::Comoments => {
+                Covariance::Comoments(real::<B>((0..h * h).map(|at| comoment(at / h, at % h)).collect()))
+            }
+            Given::Activations => Covariance::Activations(a),
+        },
         shift,
     }
 }
 
 fn finish_statistics<B: HostBackend>(under: &Under<B>) {
     for n in [2, 3, 70] {
-        for h in EDGES.into_iter().chain([130, 300]) {
-            for primal in [false, true] {
-                let case = finish_inputs::<B>([n, h], Activation::Relu, primal);
+        for h in under.cases(EDGES.into_iter().chain([130, 300]), [1, 2, 31, 127, 128, 259]) {
+            for given in [Given::Nothing, Given::Comoments, Given::Activations] {
+                let case = finish_inputs::<B>([n, h], Activation::Relu, given);
                 let place = Place::ALL[h % 2];
-                let context = format!("{}: finish_statistics of {h}, N = {n}, primal {primal}", under.name);
+                let context = format!("{}: finish_statistics of {h}, N = {n}, given {given:?}", under.name);
                 check_finished(under, &context, &case, place);
             }
         }
     }
 }
 
+/// More rows than are summed in one go.
+fn finish_statistics_of_many_rows<B: HostBackend>(under: &Under<B>) {
+    let case = finish_inputs::<B>([8200, 9], Activation::Relu, Given::Activations);
+    check_finished(under, &format!("{}: finish_statistics of 8200 rows", under.name), &case, Place::STRIDED);
+}
+
 fn check_finished<B: HostBackend>(under: &Under<B>, context: &str, case: &Finish, place: Place) {
     let (h, u) = (case.h, under.real());
     let found = case.run(under, place);
     let truth = case.run(&reference(), place);
+    // What sums over the rows add: to a variance, relative to it, and to a correlation.
+    let (variance_error, correlation_error) = match &case.covariance {
+        Covariance::Activations(_) => {
+            let n = case.count as usize;
+            (sum_factor(n) * u, (correlation_factor(n) + sum_factor(n)) * u)
+        }
+        _ => (0.0, 0.0),
+    };
     let Objective { lambda_var, lambda_tc, variance_eps, .. } = case.objective;
     let degrees = case.count as f64 - 1.0;
     let v = &truth.variance;
     let s: Vec<f64> = v.iter().map(|v| v.sqrt() + 1e-8).collect();
     assert_within(context, "mean", &found.mean, &truth.mean, |j| u * 2.0 * truth.mean[j].abs());
-    assert_within(context, "variance", &found.variance, v, |j| 4.0 * u * v[j]);
+    assert_within(context, "variance", &found.variance, v, |j| (4.0 * u + variance_error) * v[j]);
     let logarithms: f64 = v.iter().map(|v| 1.0 + (v + variance_eps).ln().abs()).sum();
-    assert_within(context, "L_var", &found.losses[..1], &truth.losses[..1], |_| 8.0 * u * logarithms);
+    assert_within(context, "L_var", &found.losses[..1], &truth.losses[..1], |_| {
+        8.0 * u * logarithms + variance_error * h as f64
+    });
     // A correlation is computed of three roundings and two roots; q and L_tc are sums of squares of at most 1.
     let relative = 16.0 * u;
+    let unit = |i: usize, j: usize| 4.0 * lambda_tc / (degrees * s[i] * s[j]);
+    let c = |i: usize, j: usize| {
+        let coupling = truth.coupling.get(i * h + j).copied().unwrap_or(0.0);
+        if coupling == 0.0 { 0.0 } else { coupling / unit(i, j) }
+    };
+    let q_error = |j: usize| (0..h).map(|i| correlation_error * (2.0 * c(i, j).abs() + correlation_error)).sum::<f64>();
     assert_within(context, "L_tc", &found.losses[1..], &truth.losses[1..], |_| {
-        (sum_factor(h) * u + 2.0 * relative) * truth.losses[1]
+        (sum_factor(h) * u + 2.0 * relative) * truth.losses[1] + (0..h).map(q_error).sum::<f64>()
     });
     let scale_bound = |j: usize| {
         let correlation = (truth.scale[j].abs() * degrees - 2.0 * lambda_var / (v[j] + variance_eps)).abs();
-        ((sum_factor(h) * u + 2.0 * relative) * correlation + relative * truth.scale[j].abs() * degrees) / degrees
+        let sums = if v[j] == 0.0 { 0.0 } else { 4.0 * lambda_tc * q_error(j) / (s[j] * v[j].sqrt()) };
+        let roundings = (relative + 2.0 * variance_error) * truth.scale[j].abs() * degrees;
+        ((sum_factor(h) * u + 2.0 * relative) * correlation + roundings + sums) / degrees
     };
     assert_within(context, "scale", &found.scale, &truth.scale, scale_bound);
     assert_within(context, "coupling", &found.coupling, &truth.coupling, |at| {
-        relative * truth.coupling[at].abs() + TINY * lambda_tc
+        let (i, j) = (at / h, at % h);
+        let dead = v[i] == 0.0 || v[j] == 0.0;
+        let sums = if dead { 0.0 } else { correlation_error * unit(i, j) };
+        (relative + 2.0 * variance_error) * truth.coupling[at].abs() + sums + TINY * lambda_tc
     });
-    if case.comoments.is_some() {
+    if case.covariance != Covariance::None {
         for j in 0..h {
             assert_eq!(found.coupling[j * h + j], 0.0, "{context}: diagonal of the coupling");
             for i in 0..j {
@@ -374,12 +416,12 @@ fn check_finished<B: HostBackend>(under: &Under<B>, context: &str, case: &Finish
 }
 
 fn correlation_dual<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         if !(2..=300).contains(&n) {
             continue;
         }
         let a = activations::<B>([n, h], Activation::Relu);
-        let finish = finish_inputs::<B>([n, h], Activation::Relu, false).run(under, Place::DENSE);
+        let finish = finish_inputs::<B>([n, h], Activation::Relu, Given::Nothing).run(under, Place::DENSE);
         let scale = real::<B>(uniform(&mut rng(3), h, 0.1));
         let (mean, variance) = (finish.mean, finish.variance);
         let case = Dual { n, h, activations: a.clone(), mean, variance, lambda_tc: 0.75, scale };
@@ -430,12 +472,13 @@ fn correlation_dual<B: HostBackend>(under: &Under<B>) {
 }
 
 fn backward_dz<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         for activation in ACTIVATIONS {
             let a = activations::<B>([n, h], activation);
             let row_loss = real::<B>(a.chunks(h).map(step::row_loss).collect());
             let mut rng = rng((n + 31 * h) as u64);
-            let finished = (n >= 2).then(|| finish_inputs::<B>([n, h], activation, true).run(under, Place::DENSE));
+            let finished =
+                (n >= 2).then(|| finish_inputs::<B>([n, h], activation, Given::Comoments).run(under, Place::DENSE));
             let mut parts = vec![None];
             if let Some(f) = finished {
                 let part =
@@ -541,7 +584,7 @@ fn check_backward<B: HostBackend>(under: &Under<B>, case: &Backward, place: Plac
 }
 
 fn product<B: HostBackend>(under: &Under<B>) {
-    for [m, n, k] in shapes() {
+    for [m, n, k] in shapes(under) {
         let mut rng = rng((m * 31 + n * 17 + k) as u64);
         let left = element::<B>(uniform(&mut rng, m * k, 1.0));
         let right = element::<B>(uniform(&mut rng, n * k, 1.0));
@@ -564,7 +607,7 @@ fn product<B: HostBackend>(under: &Under<B>) {
 }
 
 fn column_sums<B: HostBackend>(under: &Under<B>) {
-    for [n, h] in flat_shapes() {
+    for [n, h] in flat_shapes(under) {
         let mut rng = rng((n + h) as u64);
         let matrix = element::<B>(uniform(&mut rng, n * h, 1.0));
         let before = real::<B>(uniform(&mut rng, h, 2.0));
@@ -650,7 +693,7 @@ fn check_redundancy<B: HostBackend>(under: &Under<B>, case: &Redundancy, place: 
 }
 
 fn decode<B: HostBackend>(under: &Under<B>) {
-    for [n, d, h] in shapes() {
+    for [n, d, h] in shapes(under) {
         let mut rng = rng((n + 3 * d + 7 * h) as u64);
         let a = activations::<B>([n, h], Activation::Relu);
         let mut case = Decode {
@@ -700,7 +743,7 @@ fn check_decoded<B: HostBackend>(under: &Under<B>, case: &Decode, place: Place) 
 }
 
 fn decode_backward<B: HostBackend>(under: &Under<B>) {
-    for [n, d, h] in shapes() {
+    for [n, d, h] in shapes(under) {
         for activation in ACTIVATIONS {
             let mut rng = rng((n + 3 * d + 7 * h) as u64);
             let mut case = DecodeBackward {

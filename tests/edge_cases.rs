@@ -593,13 +593,24 @@ fn wrong_arguments_of_statistics_operations<B: HostBackend>(under: &Under<B>) {
         assert_names(&format!("{}: comoments, {name}", under.name), name, result);
         comoments.assert_poisoned(&under.name, "comoments");
     }
-    for name in
-        ["sum", "sum_squares", "comoments", "coupling", "offset", "mean", "variance", "scale", "losses", "count"]
-    {
+    for name in [
+        "sum",
+        "sum_squares",
+        "comoments",
+        "activations",
+        "coupling",
+        "offset",
+        "mean",
+        "variance",
+        "scale",
+        "losses",
+        "count",
+    ] {
         let size = |this: &str, len: usize| if name == this { len + 1 } else { len };
         let (shift, sum) = (ones::<B::Real>(1, h), ones::<f64>(1, size("sum", h)));
         let (sum_squares, comoments) =
             (ones::<f64>(1, size("sum_squares", h)), ones::<B::Real>(h, size("comoments", h)));
+        let activations = ones::<B::Element>(size("activations", 5), h);
         let mut coupling = poisoned::<B::Coupling>(h, size("coupling", h));
         let mut outputs = ["offset", "mean", "variance", "scale"].map(|this| poisoned::<B::Real>(1, size(this, h)));
         let mut losses = poisoned::<f64>(1, size("losses", 2));
@@ -612,7 +623,10 @@ fn wrong_arguments_of_statistics_operations<B: HostBackend>(under: &Under<B>) {
             sum: sum.slice(),
             sum_squares: sum_squares.slice(),
             primal: Some(PrimalCorrelation {
-                comoments: comoments.mat(),
+                covariance: match name {
+                    "activations" => Covariance::Activations(activations.mat()),
+                    _ => Covariance::Comoments(comoments.mat()),
+                },
                 coupling: coupling.mat_mut(),
                 offset: offset.slice_mut(),
             }),
@@ -953,7 +967,7 @@ fn with_workspace<B: HostBackend>(
             sum: wide.slice(),
             sum_squares: wide.slice(),
             primal: Some(PrimalCorrelation {
-                comoments: square.mat(),
+                covariance: Covariance::Comoments(square.mat()),
                 coupling: mhh.mat_mut(),
                 offset: r0.slice_mut(),
             }),

@@ -5,11 +5,11 @@
 mod common;
 
 use common::ops::{
-    self, Backward, Correlation, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
+    self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
 };
 use common::step::{self, Buffers};
 use common::{
-    HostBackend, Outcome, Place, Plan, Problem, Under, assert_same_bits, assert_within, reference, rng, rounded,
+    HostBackend, Outcome, Place, Plan, Problem, Under, Where, assert_same_bits, assert_within, reference, rng, rounded,
     uniform,
 };
 use rand::RngExt;
@@ -230,7 +230,7 @@ const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 fn encode_propagates_what_is_not_finite<B: HostBackend>(under: &Under<B>) {
     let shapes = [(1, 1, 1), (5, 3, 7), (19, 33, 35), (37, 18, 66)];
     // All of them are one tile of the emulated kernels.
-    for (n, d, h) in shapes.into_iter().skip(if under.is_emulated() { 3 } else { 0 }) {
+    for (n, d, h) in shapes.into_iter().skip(if under.device == Where::EmulatedGpu { 3 } else { 0 }) {
         for activation in [Activation::Relu, Activation::Identity, Activation::Softplus] {
             let problem = problem::<B>([n, d, h], activation);
             let mut rng = rng(n as u64);
@@ -438,7 +438,7 @@ fn nan_in_statistics<B: HostBackend>(
                 shift: given(0, &ones),
                 sum: given(1, &ones),
                 sum_squares: given(2, &tens),
-                comoments: primal.then(|| given(3, &comoments)),
+                covariance: if primal { Covariance::Comoments(given(3, &comoments)) } else { Covariance::None },
             };
             let (found, truth) = (case.run(under, Place::DENSE), case.run(&reference, Place::DENSE));
             let context = format!("{context}, operand {operand}, primal {primal}");

@@ -2,7 +2,7 @@
 
 use crate::harness::{Bench, SHAPES, Work, cpu};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use sae_kernels::operations::{Comoments, CorrelationDual, FinishStatistics, PrimalCorrelation};
+use sae_kernels::operations::{Comoments, CorrelationDual, Covariance, FinishStatistics, PrimalCorrelation};
 use sae_kernels::{Backend, MatMut, MatRef, Objective, Shape};
 
 pub fn run(bench: &mut Bench) {
@@ -47,7 +47,7 @@ fn primal(bench: &mut Bench, shape: Shape, threads: usize) {
             sum: &sum,
             sum_squares: &sum_squares,
             primal: Some(PrimalCorrelation {
-                comoments: MatRef::new(&comoments, h, h).unwrap(),
+                covariance: Covariance::Comoments(MatRef::new(&comoments, h, h).unwrap()),
                 coupling: MatMut::new(&mut coupling, h, h).unwrap(),
                 offset: &mut offset,
             }),

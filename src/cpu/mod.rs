@@ -111,8 +111,7 @@ impl<E: CpuElement> Backend for Cpu<E> {
         }
         Ok([
             encode::workspace_len(isa, n, d, h),
-            statistics::comoments_workspace_len(isa, n, h),
-            statistics::finish_workspace_len(h),
+            statistics::finish_workspace_len(isa, n, h),
             dual::workspace_len(isa, n, h),
             backward::workspace_len(isa, n, h),
             product::workspace_len(isa, n, d, h),

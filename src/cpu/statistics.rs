@@ -8,7 +8,7 @@ use super::simd::{Isa, Loop};
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::matrix::MatRef;
-use crate::operations::{Comoments, FinishStatistics, Recentre};
+use crate::operations::{Comoments, Covariance, FinishStatistics, PrimalCorrelation, Recentre};
 
 pub(super) fn recentre<E: CpuElement>(core: &Core, args: Recentre<'_, Cpu<E>>) -> Result<()> {
     const BLOCK: usize = 64;
@@ -63,31 +63,56 @@ pub(super) fn comoments<E: CpuElement>(core: &Core, mut args: Comoments<'_, Cpu<
     let len = comoments_workspace_len(core.isa, n, h);
     let workspace = Scratch::new(args.workspace, len)?.f64(len);
     let out = Out::new(&mut args.comoments);
-    let centre = Affine { axis: Axis::Panel, shift: Some(args.shift), scale: None };
-    for (index, range) in row_blocks(n).enumerate() {
-        let operand = Operand::cols(args.activations.rows_range(range)).with(centre);
-        let epilogue = Store { out, accumulate: args.accumulate || index > 0, upper: true };
+    add_comoments(core, args.activations, args.shift, args.accumulate, out, workspace);
+    Ok(())
+}
+
+fn add_comoments<E: CpuElement>(
+    core: &Core,
+    activations: MatRef<'_, E>,
+    shift: &[f32],
+    accumulate: bool,
+    out: Out<'_, f32>,
+    workspace: &mut [f64],
+) {
+    let centre = Affine { axis: Axis::Panel, shift: Some(shift), scale: None };
+    for (index, range) in row_blocks(activations.rows()).enumerate() {
+        let operand = Operand::cols(activations.rows_range(range)).with(centre);
+        let epilogue = Store { out, accumulate: accumulate || index > 0, upper: true };
         Gemm { left: operand, right: operand, upper: true }.run(core, workspace, &epilogue);
     }
-    Ok(())
 }
 
 /// Side of the blocks in which the correlation matrix is finished.
 const SIDE: usize = 64;
 
-pub(super) fn finish_workspace_len(h: usize) -> usize {
-    3 * h + 2 * h.div_ceil(SIDE) * h
+/// For batches of up to `n` rows.
+pub(super) fn finish_workspace_len(isa: Isa, n: usize, h: usize) -> usize {
+    3 * h + 2 * h.div_ceil(SIDE) * h + comoments_workspace_len(isa, n, h)
 }
 
 pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStatistics<'_, Cpu<E>>) -> Result<()> {
     let h = args.check()?;
-    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(h))?;
+    let block = match &args.primal {
+        Some(PrimalCorrelation { covariance: Covariance::Activations(activations), .. }) => Some(*activations),
+        _ => None,
+    };
+    let rows = block.map_or(0, |activations| activations.rows());
+    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core.isa, rows, h))?;
     let (n, objective) = (args.count as f64, args.objective);
     let (variance, inverse_deviation, residue) = (scratch.f64(h), scratch.f64(h), scratch.f64(h));
     args.losses.fill(0.0);
+    if let (Some(primal), Some(activations)) = (&mut args.primal, block) {
+        // The comoments stand where M will.
+        let workspace = scratch.f64(comoments_workspace_len(core.isa, rows, h));
+        add_comoments(core, activations, args.shift, false, Out::new(&mut primal.coupling), workspace);
+    }
     for j in 0..h {
-        let squares = match &args.primal {
-            Some(primal) => f64::from(primal.comoments.row(j)[j]),
+        let squares = match &mut args.primal {
+            Some(PrimalCorrelation { covariance: Covariance::Comoments(comoments), .. }) => {
+                f64::from(comoments.row(j)[j])
+            }
+            Some(primal) => f64::from(primal.coupling.row_mut(j)[j]),
             None => args.sum_squares[j],
         };
         let mean = f64::from(args.shift[j]) + args.sum[j] / n;
@@ -104,7 +129,10 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
     let slots_len = h.div_ceil(SIDE) * h;
     let (q_slots, offset_slots) = (scratch.f64(slots_len), scratch.f64(slots_len));
     let coupling = Coupling {
-        comoments: primal.comoments,
+        comoments: match primal.covariance {
+            Covariance::Comoments(comoments) => Some(comoments),
+            Covariance::Activations(_) => None,
+        },
         sum: args.sum,
         count: n,
         inverse_deviation,
@@ -139,7 +167,8 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
 
 /// Comoments to M, block by block: each pair of latents is visited once, its M written twice, its C² added to both columns' q.
 struct Coupling<'a> {
-    comoments: MatRef<'a, f32>,
+    /// None if they stand in `coupling`.
+    comoments: Option<MatRef<'a, f32>>,
     /// Σ(a − c).
     sum: &'a [f64],
     count: f64,
@@ -170,7 +199,11 @@ impl Coupling<'_> {
         let inverse_j = &self.inverse_deviation[cols.clone()];
         let residue_j = &self.residue[cols.clone()];
         for (row, i) in rows.clone().enumerate() {
-            let comoments = &self.comoments.row(i)[cols.clone()];
+            let comoments = match &self.comoments {
+                Some(comoments) => &comoments.row(i)[cols.clone()],
+                // SAFETY: the elements of a pair of blocks are this task's, and written only below.
+                None => unsafe { self.coupling.part(i, cols.clone()) },
+            };
             let (mean_i, inverse_i) = (self.sum[i] / self.count, self.inverse_deviation[i]);
             let scale = inverse_i / (self.count - 1.0);
             // On the diagonal block only j > i.

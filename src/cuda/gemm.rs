@@ -76,6 +76,12 @@ pub(super) struct Planes {
     count: u32,
 }
 
+impl Planes {
+    /// An operand of a product of depth 0.
+    pub(super) const NONE: Self =
+        Self { argument: OperandArgument { address: 0, row_stride: 0, plane_stride: 0 }, count: 0 };
+}
+
 /// A matrix as an operation has it: any storage type, any stride.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {

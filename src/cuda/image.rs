@@ -22,7 +22,7 @@ families! {
     prepare { align_f16; prepare }
     reduce { fold sum; }
     encode { finish_rows; encode responsibilities }
-    statistics { comoments variances couple finish_primal; recentre }
+    statistics { comoments gram_primal variances finish_primal; recentre }
     backward { ; backward pointwise }
     dual { gram_nt gram_tn dual_vectors dual_finish; dual_apply }
     product {

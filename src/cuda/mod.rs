@@ -94,8 +94,7 @@ pub enum Precision {
 /// All work goes to one stream, in order. Buffers of other origin enter by [`view`](Self::view) and [`view_mut`](Self::view_mut).
 /// Results are bitwise the same each time on the same GPU model.
 ///
-/// Every operation of the table is there. What an operation has no kernel of its own for: the primal Gram matrix is stored as comoments and
-/// finished by a second kernel; `wgmma`, TMA and a single launch for tiny steps are not used yet.
+/// Every operation of the table is there. `wgmma`, TMA and a single launch for tiny steps are not used yet.
 ///
 /// No kernel has been timed or run on a GPU so far; they are executed by a PTX interpreter in the tests.
 #[derive(Clone)]
@@ -234,8 +233,7 @@ impl<E: CudaElement> Backend for Cuda<E> {
         let core = &self.core;
         Ok([
             memory::workspace_len(|layout| encode::plan::<E>(layout, n, d, h))?,
-            memory::workspace_len(|layout| statistics::comoments_plan::<E>(core, layout, n, h))?,
-            memory::workspace_len(|layout| statistics::finish_plan(layout, h))?,
+            memory::workspace_len(|layout| statistics::finish_plan::<E>(core, layout, n, h))?,
             memory::workspace_len(|layout| dual::plan::<E>(core, layout, n, h))?,
             memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, true))?,
             product::workspace_len::<E>(n, d, h)?,

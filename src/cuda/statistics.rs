@@ -1,12 +1,13 @@
 //! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
 
-use super::gemm::{Affine, Extents, ROWS_AT_A_TIME, Source, blocks, derived_planes, take_planes};
-use super::memory::{Layout, View, lay_out};
+use super::gemm::{Affine, Extents, Planes, ROWS_AT_A_TIME, Source, TILE, blocks, derived_planes, take_planes};
+use super::memory::{CudaMemory, Layout, View, lay_out};
 use super::product::{StoreEpilogue, row_blocks};
 use super::reduce::Base;
 use super::{Argument, Core, Cuda, CudaElement};
 use crate::error::Result;
-use crate::operations::{Comoments, FinishStatistics, Recentre};
+use crate::matrix::MatRef;
+use crate::operations::{Comoments, Covariance, FinishStatistics, Recentre};
 use bytemuck::{Pod, Zeroable};
 
 #[repr(C)]
@@ -43,15 +44,23 @@ pub(super) fn comoments_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n
 pub(super) fn comoments<E: CudaElement>(core: &Core, args: Comoments<'_, Cuda<E>>) -> Result<()> {
     let (n, h) = args.check()?;
     let planes = lay_out(&args.workspace, |layout| comoments_plan::<E>(core, layout, n, h))?;
-    let centre = Affine { shift: args.shift.address(), ..Affine::default() };
-    for (index, range) in row_blocks(n).enumerate() {
-        let source = Source::new(&args.activations.rows_range(range));
-        let operand = core.derive::<E>(source, centre, derived_planes::<E>(core.precision), planes)?;
-        let accumulate = args.accumulate || index > 0;
-        let epilogue = StoreEpilogue::new(View::of(&args.comoments), accumulate, true);
-        core.gemm("comoments", Extents::symmetric(h, source.rows), operand, operand, &epilogue)?;
+    let out = View::of(&args.comoments);
+    for (index, rows) in row_blocks(n).enumerate() {
+        let operand = centred(core, args.activations.rows_range(rows.clone()), args.shift.address(), planes)?;
+        let epilogue = StoreEpilogue::new(out, args.accumulate || index > 0, true);
+        core.gemm("comoments", Extents::symmetric(h, rows.len()), operand, operand, &epilogue)?;
     }
     Ok(())
+}
+
+fn centred<E: CudaElement>(
+    core: &Core,
+    activations: MatRef<'_, E, CudaMemory>,
+    shift: u64,
+    planes: u64,
+) -> Result<Planes> {
+    let centre = Affine { shift, ..Affine::default() };
+    core.derive::<E>(Source::new(&activations), centre, derived_planes::<E>(core.precision), planes)
 }
 
 #[repr(C)]
@@ -74,16 +83,25 @@ struct Variances {
     lambda_var: f64,
 }
 
+/// Slots of `CoupleEpilogue` of `kernels/statistics.cu`: a row for each tile, a column for each latent.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Couple {
-    comoments: View,
+struct PairSlots {
+    q_rows: u64,
+    q_cols: u64,
+    offset_rows: u64,
+    offset_cols: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct CoupleEpilogue {
+    before: View,
+    coupling: View,
     sum: u64,
     inverse_deviation: u64,
     residue: u64,
-    coupling: View,
-    q_slots: u64,
-    offset_slots: u64,
+    slots: PairSlots,
     latents: i64,
     inverse_count: f64,
     inverse_degrees: f64,
@@ -93,8 +111,7 @@ struct Couple {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct FinishPrimal {
-    q_slots: u64,
-    offset_slots: u64,
+    slots: PairSlots,
     variance: u64,
     inverse_deviation: u64,
     residue: u64,
@@ -102,46 +119,53 @@ struct FinishPrimal {
     offset: u64,
     scale: u64,
     latents: i64,
-    chunks: i64,
     count: f64,
     eps: f64,
     lambda_var: f64,
     lambda_tc: f64,
 }
 
-/// Rows that a block of `couple` finishes, and columns whose sums share a slot.
-const SIDE: usize = 32;
-const CHUNK: usize = 1024;
-
-/// Scratch: vectors over the latents, and row sums of chunks of columns.
+/// Scratch: vectors over the latents, sums of tiles, and planes of a block of centred rows.
 pub(super) struct FinishPlan {
     variance: u64,
     inverse_deviation: u64,
     residue: u64,
     loss: u64,
     q: u64,
-    q_slots: u64,
-    offset_slots: u64,
+    slots: PairSlots,
+    planes: u64,
 }
 
-pub(super) fn finish_plan(layout: &mut Layout, h: usize) -> Result<FinishPlan> {
+/// `n`: rows of the batch, if their activations are given.
+pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: usize, h: usize) -> Result<FinishPlan> {
+    let tiles = h.div_ceil(TILE);
     Ok(FinishPlan {
         variance: layout.take::<f64>(h, 1)?,
         inverse_deviation: layout.take::<f64>(h, 1)?,
         residue: layout.take::<f64>(h, 1)?,
         loss: layout.take::<f64>(h, 1)?,
         q: layout.take::<f64>(h, 1)?,
-        q_slots: layout.take::<f64>(h.div_ceil(CHUNK), h)?,
-        offset_slots: layout.take::<f64>(h.div_ceil(CHUNK), h)?,
+        slots: PairSlots {
+            q_rows: layout.take::<f64>(tiles, h)?,
+            q_cols: layout.take::<f64>(tiles, h)?,
+            offset_rows: layout.take::<f64>(tiles, h)?,
+            offset_cols: layout.take::<f64>(tiles, h)?,
+        },
+        planes: comoments_plan::<E>(core, layout, n, h)?,
     })
 }
 
 pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatistics<'_, Cuda<E>>) -> Result<()> {
     let h = args.check()?;
-    let plan = lay_out(&args.workspace, |layout| finish_plan(layout, h))?;
+    let (comoments, activations) = match args.primal.as_ref().map(|primal| &primal.covariance) {
+        Some(Covariance::Comoments(comoments)) => (View::new(comoments), None),
+        Some(Covariance::Activations(activations)) => (View::NONE, Some(*activations)),
+        None => (View::NONE, None),
+    };
+    let rows = activations.map_or(0, |activations| activations.rows());
+    let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, rows, h))?;
     let (count, objective) = (args.count as f64, args.objective);
     let (var_loss, tc_loss) = (args.losses.address(), args.losses.address() + 8);
-    let comoments = args.primal.as_ref().map_or(View::NONE, |primal| View::new(&primal.comoments));
     let variances = Variances {
         shift: args.shift.address(),
         sum: args.sum.address(),
@@ -164,25 +188,39 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
     let Some(primal) = &args.primal else {
         return core.sum(plan.loss, 0, 1.0, Base::Value(0.0), tc_loss);
     };
-    let chunks = h.div_ceil(CHUNK);
-    let couple = Couple {
-        comoments,
+    let coupling = View::of(&primal.coupling);
+    let couple = |before| CoupleEpilogue {
+        before,
+        coupling,
         sum: args.sum.address(),
         inverse_deviation: plan.inverse_deviation,
         residue: plan.residue,
-        coupling: View::of(&primal.coupling),
-        q_slots: plan.q_slots,
-        offset_slots: plan.offset_slots,
+        slots: plan.slots,
         latents: h as i64,
         inverse_count: 1.0 / count,
         inverse_degrees: 1.0 / (count - 1.0),
         factor: 4.0 * objective.lambda_tc / (count - 1.0),
     };
-    let grid = [blocks(h.div_ceil(SIDE))?, chunks as u32];
-    core.launch("couple", grid, 256, 0, Argument::new(&couple))?;
+    match activations {
+        None => core.gemm("gram_primal", Extents::symmetric(h, 0), Planes::NONE, Planes::NONE, &couple(comoments))?,
+        Some(activations) => {
+            // The last rows' product is finished where it is; those before it are summed where M will stand.
+            let last = row_blocks(rows).count() - 1;
+            for (index, range) in row_blocks(rows).enumerate() {
+                let extents = Extents::symmetric(h, range.len());
+                let operand = centred(core, activations.rows_range(range), args.shift.address(), plan.planes)?;
+                if index < last {
+                    let epilogue = StoreEpilogue::new(coupling, index > 0, true);
+                    core.gemm("comoments", extents, operand, operand, &epilogue)?;
+                } else {
+                    let before = if index > 0 { coupling } else { View::NONE };
+                    core.gemm("gram_primal", extents, operand, operand, &couple(before))?;
+                }
+            }
+        }
+    }
     let finish = FinishPrimal {
-        q_slots: plan.q_slots,
-        offset_slots: plan.offset_slots,
+        slots: plan.slots,
         variance: plan.variance,
         inverse_deviation: plan.inverse_deviation,
         residue: plan.residue,
@@ -190,7 +228,6 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         offset: primal.offset.address(),
         scale: args.scale.address(),
         latents: h as i64,
-        chunks: chunks as i64,
         count,
         eps: objective.variance_eps,
         lambda_var: objective.lambda_var,

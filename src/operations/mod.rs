@@ -20,7 +20,7 @@ pub use encode::{Encode, Moments, Responsibilities};
 pub use optimizer::{Adam, AdamConfig, Sgd, SgdConfig};
 pub use product::{ColumnSums, Layout, Product};
 pub use redundancy::WeightRedundancy;
-pub use statistics::{Comoments, FinishStatistics, PrimalCorrelation, Recentre};
+pub use statistics::{Comoments, Covariance, FinishStatistics, PrimalCorrelation, Recentre};
 
 use crate::backend::{Backend, Slice, SliceMut};
 use crate::element::Element;

@@ -77,8 +77,8 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
 /// offset = M(μ − c') + d·(μ − mean)
 /// ```
 ///
-/// With comoments, variances are those on their diagonal and the correlation is finished in its primal form. Without
-/// them (λ_tc = 0, or the dual form, which [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
+/// With `primal` the correlation is finished in its primal form. Without it (λ_tc = 0, or the dual form, which
+/// [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
 ///
 /// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
 /// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract; and for the rounding of `mean` in (a − μ)·d.
@@ -98,7 +98,7 @@ pub struct FinishStatistics<'a, B: Backend + ?Sized> {
     pub sum: Slice<'a, B, f64>,
     /// Σ(a − c)² \[H\].
     pub sum_squares: Slice<'a, B, f64>,
-    /// Comoments and what is made of them; not given in the dual form or for λ_tc = 0.
+    /// Covariances and what is made of them; not given in the dual form or for λ_tc = 0.
     pub primal: Option<PrimalCorrelation<'a, B>>,
     /// μ \[H\], rounded; written.
     pub mean: SliceMut<'a, B, B::Real>,
@@ -114,12 +114,20 @@ pub struct FinishStatistics<'a, B: Backend + ?Sized> {
 
 /// The correlation term in its primal form.
 pub struct PrimalCorrelation<'a, B: Backend + ?Sized> {
-    /// Σ(a − c)(a − c)ᵀ \[H,H\], upper triangle.
-    pub comoments: Mat<'a, B, B::Real>,
+    /// Where the covariances come from.
+    pub covariance: Covariance<'a, B>,
     /// M \[H,H\], symmetric with a zero diagonal; written.
     pub coupling: MatOut<'a, B, B::Coupling>,
     /// M(μ − c') + d·(μ − mean) \[H\]; written.
     pub offset: SliceMut<'a, B, B::Real>,
+}
+
+/// Where the covariances of the primal form come from.
+pub enum Covariance<'a, B: Backend + ?Sized> {
+    /// Σ(a − c)(a − c)ᵀ \[H,H\] over all blocks, upper triangle, as [`Comoments`] leaves it. Variances are those on its diagonal.
+    Comoments(Mat<'a, B, B::Real>),
+    /// a \[N,H\], all of the batch: the comoments are computed on the way, and there is no matrix of them.
+    Activations(Mat<'a, B, B::Element>),
 }
 
 impl<B: Backend + ?Sized> FinishStatistics<'_, B> {
@@ -133,7 +141,10 @@ impl<B: Backend + ?Sized> FinishStatistics<'_, B> {
         check_slice::<B, _>("sum", h, &self.sum)?;
         check_slice::<B, _>("sum_squares", h, &self.sum_squares)?;
         if let Some(primal) = &self.primal {
-            primal.comoments.expect("comoments", h, h)?;
+            match &primal.covariance {
+                Covariance::Comoments(comoments) => comoments.expect("comoments", h, h)?,
+                Covariance::Activations(activations) => activations.expect("activations", self.count as usize, h)?,
+            }
             primal.coupling.expect("coupling", h, h)?;
             check_slice_mut::<B, _>("offset", h, &primal.offset)?;
         }

@@ -2,7 +2,8 @@
 
 use super::Reference;
 use crate::error::Result;
-use crate::operations::{Comoments, FinishStatistics, Recentre};
+use crate::matrix::{MatMut, MatRef};
+use crate::operations::{Comoments, Covariance, FinishStatistics, Recentre};
 
 pub(super) fn recentre(args: Recentre<'_, Reference>) -> Result<()> {
     let (n, h) = args.check()?;
@@ -32,22 +33,31 @@ pub(super) fn finish_statistics(args: FinishStatistics<'_, Reference>) -> Result
     let h = args.check()?;
     let objective = &args.objective;
     let n = args.count as f64;
+    let mut computed = Vec::new();
+    let comoments = match args.primal.as_ref().map(|primal| &primal.covariance) {
+        None => None,
+        Some(Covariance::Comoments(comoments)) => Some(*comoments),
+        Some(Covariance::Activations(activations)) => {
+            computed.resize(h * h, 0.0);
+            let (activations, shift) = (*activations, args.shift);
+            let comoments = MatMut::new(&mut computed, h, h)?;
+            self::comoments(Comoments { activations, shift, accumulate: false, comoments, workspace: &mut [] })?;
+            Some(MatRef::new(&computed, h, h)?)
+        }
+    };
     for j in 0..h {
-        let sum_squares = match &args.primal {
-            Some(primal) => primal.comoments.row(j)[j],
-            None => args.sum_squares[j],
-        };
+        let sum_squares = comoments.map_or(args.sum_squares[j], |comoments| comoments.row(j)[j]);
         args.mean[j] = args.shift[j] + args.sum[j] / n;
         args.variance[j] = ((sum_squares - args.sum[j] * args.sum[j] / n) / (n - 1.0)).clamp(0.0, f64::INFINITY);
     }
     let v = &*args.variance;
     let s: Vec<f64> = v.iter().map(|v| v.sqrt() + 1e-8).collect();
     let mut q = vec![0.0; h];
-    if let Some(mut primal) = args.primal {
+    if let (Some(mut primal), Some(comoments)) = (args.primal, comoments) {
         for i in 0..h {
             primal.offset[i] = 0.0;
             for j in 0..h {
-                let comoment = primal.comoments.row(i.min(j))[i.max(j)];
+                let comoment = comoments.row(i.min(j))[i.max(j)];
                 let covariance = (comoment - args.sum[i] * args.sum[j] / n) / (n - 1.0);
                 let dead = v[i] == 0.0 || v[j] == 0.0;
                 let correlation = if i == j || dead { 0.0 } else { covariance / (s[i] * s[j]) };

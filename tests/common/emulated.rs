@@ -1,8 +1,8 @@
 //! An emulated GPU behind the CUDA backend's device trait: it executes the PTX that the build left, checks every access, and panics at
 //! the first broken rule.
 
-use super::Under;
 use super::staged::Staged;
+use super::{Under, Where};
 use ptx_emulator::{Argument, Asynchronous, Device, Grid, Module, Options, Rounding, Schedule};
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR};
 use sae_kernels::{Cuda, CudaElement, Result};
@@ -86,11 +86,12 @@ pub fn cuda<E: CudaElement>(options: Options) -> Cuda<E> {
 pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
     if std::env::var("SAE_KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1") {
         let cuda = Cuda::<E>::new(0).unwrap_or_else(|error| panic!("SAE_KERNELS_REQUIRE_GPU=1: {error}"));
-        return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone()))];
+        return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
     // Races do not depend on numbers: tests/cuda.rs looks for them, at a quarter of the speed.
     let options = Options { check_races: false, ..Options::default() };
-    vec![Under::new(format!("{} on an emulated GPU", E::NAME), move || Staged(cuda(options.clone())))]
+    let under = Under::new(format!("{} on an emulated GPU", E::NAME), move || Staged(cuda(options.clone())));
+    vec![under.on(Where::EmulatedGpu)]
 }
 
 /// Schedules, landings of copies and roundings that a kernel must not mind.

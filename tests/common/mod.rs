@@ -23,24 +23,42 @@ use sae_kernels::{Backend, Cpu, CpuElement, Element, Host, Isa, Reference};
 pub trait HostBackend: Backend<Memory = Host> {}
 impl<B: Backend<Memory = Host>> HostBackend for B {}
 
+/// Where a backend computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    Host,
+    Gpu,
+    /// Some thousand times slower, and whole tiles take as long as ragged ones.
+    EmulatedGpu,
+}
+
 /// A backend under test, with a name for messages.
 pub struct Under<B> {
     pub name: String,
     pub backend: B,
+    pub device: Where,
     make: Box<dyn Fn() -> B>,
 }
 
 impl<B: HostBackend> Under<B> {
     pub fn new(name: String, make: impl Fn() -> B + 'static) -> Self {
-        Self { name, backend: make(), make: Box::new(make) }
+        Self { name, backend: make(), device: Where::Host, make: Box::new(make) }
+    }
+    pub fn on(self, device: Where) -> Self {
+        Self { device, ..self }
     }
     /// Another one of the same kind, for a model to own.
     pub fn fresh(&self) -> B {
         (self.make)()
     }
-    /// Whether it runs some thousand times slower than on a device.
-    pub fn is_emulated(&self) -> bool {
-        self.name.ends_with("emulated GPU")
+    /// Cases to run: all of them, or the few that an emulated GPU has time for and that lie around the edges of its tiles; both on
+    /// a real one.
+    pub fn cases<T>(&self, all: impl IntoIterator<Item = T>, few: impl IntoIterator<Item = T>) -> Vec<T> {
+        match self.device {
+            Where::Host => all.into_iter().collect(),
+            Where::EmulatedGpu => few.into_iter().collect(),
+            Where::Gpu => all.into_iter().chain(few).collect(),
+        }
     }
     /// Unit roundoff of what sums are kept in.
     pub fn real(&self) -> f64 {

@@ -2,7 +2,9 @@
 //! start as NaN inside red zones, the workspace has exactly the length asked for, and everything comes back widened to `f64`.
 
 use super::{Guarded, HostBackend, Place, Under};
-use sae_kernels::operations::{self, CorrelationTerm, Layout, Moments, PrimalCorrelation, StatisticsTerm};
+use sae_kernels::operations::{
+    self, CorrelationTerm, Covariance as CovarianceOf, Layout, Moments, PrimalCorrelation, StatisticsTerm,
+};
 use sae_kernels::{Activation, Element, Form, Objective, Shape};
 
 type RealOf<B> = <B as sae_kernels::Backend>::Real;
@@ -180,6 +182,16 @@ pub fn upper_triangle(h: usize, matrix: &[f64]) -> Vec<f64> {
     (0..h * h).map(|at| if at % h < at / h { 0.0 } else { matrix[at] }).collect()
 }
 
+/// Where the covariances of [`Finish`] come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Covariance {
+    None,
+    /// [H,H], upper triangle.
+    Comoments(Vec<f64>),
+    /// [N,H].
+    Activations(Vec<f64>),
+}
+
 #[derive(Debug, Clone)]
 pub struct Finish {
     pub h: usize,
@@ -188,11 +200,10 @@ pub struct Finish {
     pub shift: Vec<f64>,
     pub sum: Vec<f64>,
     pub sum_squares: Vec<f64>,
-    /// [H,H], upper triangle.
-    pub comoments: Option<Vec<f64>>,
+    pub covariance: Covariance,
 }
 
-/// Coupling and offset are empty without comoments.
+/// Coupling and offset are empty without covariances.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
     pub mean: Vec<f64>,
@@ -206,14 +217,21 @@ pub struct Finished {
 impl Finish {
     pub fn run<B: HostBackend>(&self, under: &Under<B>, place: Place) -> Finished {
         let h = self.h;
-        let primal = self.comoments.is_some();
-        let context = format!("{}: finish_statistics of {h}, primal {primal}, {place:?}", under.name);
+        let (none, given) = (Vec::new(), &self.covariance);
+        let (primal, activations) = match given {
+            Covariance::None => (false, &none),
+            Covariance::Comoments(_) => (true, &none),
+            Covariance::Activations(activations) => (true, activations),
+        };
+        let n = activations.len() / h;
+        let context = format!("{}: finish_statistics of {n}×{h}, primal {primal}, {place:?}", under.name);
+        let activations = Guarded::<B::Element>::matrix(place, n, h, activations);
         let shift = Guarded::<RealOf<B>>::vector(place, &self.shift);
         let sum = Guarded::<f64>::vector(place, &self.sum);
         let sum_squares = Guarded::<f64>::vector(place, &self.sum_squares);
         // What lies below the diagonal is not to be read.
         let mut comoments = Guarded::<RealOf<B>>::poisoned(place, h, h);
-        if let Some(values) = &self.comoments {
+        if let Covariance::Comoments(values) = given {
             for i in 0..h {
                 for j in i..h {
                     comoments.mat_mut().row_mut(i)[j] = RealOf::<B>::from_f64(values[i * h + j]);
@@ -226,7 +244,7 @@ impl Finish {
         let mut variance = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut scale = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut losses = Guarded::<f64>::vector_or_poison(place, 2, None);
-        let mut scratch = workspace(under, 0, 0, h);
+        let mut scratch = workspace(under, n, 0, h);
         under
             .backend
             .finish_statistics(operations::FinishStatistics {
@@ -236,7 +254,10 @@ impl Finish {
                 sum: sum.slice(),
                 sum_squares: sum_squares.slice(),
                 primal: primal.then(|| PrimalCorrelation {
-                    comoments: comoments.mat(),
+                    covariance: match given {
+                        Covariance::Activations(_) => CovarianceOf::Activations(activations.mat()),
+                        _ => CovarianceOf::Comoments(comoments.mat()),
+                    },
                     coupling: coupling.mat_mut(),
                     offset: offset.slice_mut(),
                 }),

@@ -179,7 +179,16 @@ impl<E: CudaElement> Backend for Staged<E> {
         let mut workspace = self.copy(args.workspace)?;
         let mut given = args.primal;
         let mut primal = match &mut given {
-            Some(p) => Some((self.copy(p.comoments.data())?, self.copy(p.coupling.data_mut())?, self.copy(p.offset)?)),
+            Some(p) => Some((
+                match &p.covariance {
+                    Covariance::Comoments(comoments) => (Some((self.copy(comoments.data())?, *comoments)), None),
+                    Covariance::Activations(activations) => {
+                        (None, Some((self.copy(activations.data())?, *activations)))
+                    }
+                },
+                (extent(&p.coupling), self.copy(p.coupling.data_mut())?),
+                self.copy(p.offset)?,
+            )),
             None => None,
         };
         self.0.finish_statistics(FinishStatistics {
@@ -188,12 +197,14 @@ impl<E: CudaElement> Backend for Staged<E> {
             shift: shift.slice(),
             sum: sum.slice(),
             sum_squares: sum_squares.slice(),
-            primal: primal.as_mut().zip(given.as_ref()).map(|((comoments, coupling, offset), like)| {
-                PrimalCorrelation {
-                    comoments: comoments.mat(&like.comoments),
-                    coupling: coupling.mat_mut(extent(&like.coupling)),
-                    offset: offset.slice_mut(),
-                }
+            primal: primal.as_mut().map(|(covariance, (extents, coupling), offset)| PrimalCorrelation {
+                covariance: match covariance {
+                    (Some((comoments, like)), _) => Covariance::Comoments(comoments.mat(like)),
+                    (_, Some((activations, like))) => Covariance::Activations(activations.mat(like)),
+                    (None, None) => unreachable!("one of the two is given"),
+                },
+                coupling: coupling.mat_mut(*extents),
+                offset: offset.slice_mut(),
             }),
             mean: mean.slice_mut(),
             variance: variance.slice_mut(),
@@ -201,7 +212,7 @@ impl<E: CudaElement> Backend for Staged<E> {
             losses: losses.slice_mut(),
             workspace: workspace.slice_mut(),
         })?;
-        if let (Some((_, coupling, offset)), Some(mut p)) = (&primal, given) {
+        if let (Some((_, (_, coupling), offset)), Some(mut p)) = (&primal, given) {
             self.back(coupling, p.coupling.data_mut())?;
             self.back(offset, p.offset)?;
         }

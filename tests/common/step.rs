@@ -1,6 +1,6 @@
 //! A whole step of the decoder-free model as plain data, on any backend, in one call or in two phases.
 
-use super::ops::{self, Backward, Correlation, Finish, StatisticsPart};
+use super::ops::{self, Backward, Correlation, Covariance, Finish, StatisticsPart};
 use super::{Guarded, HostBackend, Place, Under, reference, rounded};
 use sae_kernels::operations::Layout;
 use sae_kernels::{
@@ -272,8 +272,8 @@ pub fn finish(activations: &[f64], n: usize, h: usize, objective: Objective) -> 
         sum.iter_mut().zip(row).for_each(|(sum, a)| *sum += a);
     }
     let (shift, sum, sum_squares) = ops::recentre(&reference, place, (n, h), activations, &sum, &vec![0.0; h]);
-    let comoments = Some(ops::comoments(&reference, place, (n, h), activations, &shift, None));
-    Finish { h, count: n as u64, objective, shift, sum, sum_squares, comoments }.run(&reference, place)
+    let covariance = Covariance::Activations(activations[..n * h].to_vec());
+    Finish { h, count: n as u64, objective, shift, sum, sum_squares, covariance }.run(&reference, place)
 }
 
 /// ℓ = −log Σ_j exp(−a_j).
