@@ -41,10 +41,13 @@ struct Gemm {
     /// Pairs of planes; four bits each of the two words below say which.
     uint32_t segments;
     uint32_t left_planes, right_planes;
-    /// Whether only tiles on and above the diagonal are computed.
-    uint32_t upper;
+    /// Which tiles there are.
+    uint32_t region;
     uint32_t padding;
 };
+
+/// All tiles; those on and above the diagonal; those on the diagonal; those on and above it, the former left at zero.
+enum Region : uint32_t { FULL = 0, UPPER = 1, DIAGONAL = 2, ABOVE_DIAGONAL = 3 };
 
 /// A finished tile of C in shared memory. Rows and columns beyond the matrix hold zeros.
 struct Tile {
@@ -106,10 +109,12 @@ struct Tile {
 };
 
 /// The tile of block `block`. Full: groups of 8 tile rows, column by column, so that blocks that run together share operands in L2.
-/// Upper: column by column down to the diagonal.
+/// Upper: column by column down to the diagonal. Diagonal: along it.
 __device__ __forceinline__ void place_tile(const Gemm& p, int block, int& row, int& col) {
     const int rows = (p.rows + TILE - 1) / TILE, cols = (p.cols + TILE - 1) / TILE;
-    if (p.upper) {
+    if (p.region == DIAGONAL) {
+        row = col = block;
+    } else if (p.region != FULL) {
         col = int((sqrtf(8.0f * float(block) + 1.0f) - 1.0f) * 0.5f);
         // The root is rounded.
         while (int64_t(col) * (col + 1) / 2 > block) --col;
@@ -175,7 +180,8 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
     place_tile(p, blockIdx.x, row_index, col_index);
     const int row0 = row_index * TILE, col0 = col_index * TILE;
     const int warp_row = threadIdx.x / 128 * 64, warp_col = threadIdx.x / 32 % 4 * 32;
-    const int depth_tiles = (p.depth + TILE_DEPTH - 1) / TILE_DEPTH, total = depth_tiles * int(p.segments);
+    const int depth_tiles = (p.depth + TILE_DEPTH - 1) / TILE_DEPTH;
+    const int total = p.region == ABOVE_DIAGONAL && row_index == col_index ? 0 : depth_tiles * int(p.segments);
     const uint32_t stages = shared_address(shared_memory);
 
     int fetched = 0, segment = 0, depth_tile = 0;

@@ -1,9 +1,11 @@
 // Batch statistics: the moments' shift, comoments, and what the backward pass needs of them.
 //
 // comoments is the symmetric product of centred operands (prepare.cu), upper tiles only. gram_primal is the same product, turned into M
-// by its epilogue while the tile is in shared memory: the covariance of a batch of one block never reaches memory, and M is written
-// coalesced on both sides of the diagonal, exactly symmetric. Comoments that stand in memory enter as what the product is added to;
-// a product of depth 0 then finishes them. Tile sums of q and of the offset have a slot each for rows and for columns.
+// by its epilogue while the tile is in shared memory: covariances never reach memory but for the tiles on the diagonal. Those are
+// computed first, for the variances must come from the same product: tensor cores may cut instead of round, and a bias that
+// covariances and variances share cancels in the gradient of nearly collinear columns. M is written coalesced on both sides of the
+// diagonal, exactly symmetric. Comoments of several blocks enter as what the product is added to; a product of depth 0 finishes
+// them. Tile sums of q and of the offset have a slot each for rows and for columns.
 //
 // Geometry: gemm.cuh; block 32×8 for recentre, a thread a column for the others. Not yet run on hardware.
 #include "mirror.cuh"
@@ -13,8 +15,8 @@ GEMM_KERNEL(comoments, bf16, Across, Across, StoreEpilogue)
 
 // M_ij = factor·C_ij/(s_i s_j), for tiles on and above the diagonal and their mirror images.
 struct CoupleEpilogue {
-    /// Comoments that the product is added to, upper triangle; may be `coupling`. Zeros if missing.
-    View<const float> before;
+    /// Comoments of the tiles on the diagonal, and those that the product is added to above it, zeros if missing. May be `coupling`.
+    View<const float> diagonal, before;
     View<float> coupling;
     /// Σ(a − c), 1/s (0 for a dead column), μ less its rounded value.
     const double *sum, *inverse_deviation, *residue;
@@ -27,6 +29,7 @@ struct CoupleEpilogue {
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const bool on_diagonal = tile.row_index == tile.col_index;
         const int col = tile.lane_col(), count = tile.lane_cols();
+        const View<const float> given = on_diagonal ? diagonal : before;
         double sum_j[4], inverse_j[4], residue_j[4];
         float q_col[4] = {}, offset_col[4] = {};
 #pragma unroll
@@ -42,8 +45,8 @@ struct CoupleEpilogue {
             tile.read(v, row);
             // Within a tile on the diagonal only what lies above counts, or is there at all.
             const int first = on_diagonal ? max(0, row + 1 - col) : 0;
-            if (before.data != nullptr) {
-                const float* from = before.at(at, tile.col0 + col);
+            if (given.data != nullptr) {
+                const float* from = given.at(at, tile.col0 + col);
                 if (first == 0) {
                     load4(earlier, from, count);
                 } else {

@@ -38,7 +38,7 @@ struct GemmArgument {
     segments: u32,
     left_planes: u32,
     right_planes: u32,
-    upper: u32,
+    region: u32,
     padding: u32,
 }
 
@@ -96,26 +96,44 @@ impl Source {
     }
 }
 
-/// Extents of a product, and whether only its upper triangle is computed.
+/// Tiles that a product computes, as the kernels number them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Region {
+    Full = 0,
+    /// On and above the diagonal.
+    Upper = 1,
+    Diagonal = 2,
+    /// As `Upper`, but tiles on the diagonal are zero before the epilogue.
+    AboveDiagonal = 3,
+}
+
+/// Extents of a product, and the part of it that is computed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extents {
     pub rows: usize,
     pub cols: usize,
     pub depth: usize,
-    pub upper: bool,
+    pub region: Region,
 }
 
 impl Extents {
     pub(super) fn full(rows: usize, cols: usize, depth: usize) -> Self {
-        Self { rows, cols, depth, upper: false }
+        Self { rows, cols, depth, region: Region::Full }
     }
     pub(super) fn symmetric(side: usize, depth: usize) -> Self {
-        Self { rows: side, cols: side, depth, upper: true }
+        Self { rows: side, cols: side, depth, region: Region::Upper }
+    }
+    pub(super) fn only(self, region: Region) -> Self {
+        Self { region, ..self }
     }
     /// Blocks of the product.
     pub(super) fn tiles(&self) -> usize {
         let (rows, cols) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
-        if self.upper { rows * (rows + 1) / 2 } else { rows * cols }
+        match self.region {
+            Region::Full => rows * cols,
+            Region::Upper | Region::AboveDiagonal => rows * (rows + 1) / 2,
+            Region::Diagonal => rows,
+        }
     }
 }
 
@@ -238,7 +256,7 @@ impl Core {
             segments,
             left_planes,
             right_planes,
-            upper: u32::from(extents.upper),
+            region: extents.region as u32,
             padding: 0,
         };
         let grid = [blocks(extents.tiles())?, 1];

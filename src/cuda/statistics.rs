@@ -1,6 +1,6 @@
 //! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
 
-use super::gemm::{Affine, Extents, Planes, ROWS_AT_A_TIME, Source, TILE, blocks, derived_planes, take_planes};
+use super::gemm::{Affine, Extents, Planes, ROWS_AT_A_TIME, Region, Source, TILE, blocks, derived_planes, take_planes};
 use super::memory::{CudaMemory, Layout, View, lay_out};
 use super::product::{StoreEpilogue, row_blocks};
 use super::reduce::Base;
@@ -96,6 +96,7 @@ struct PairSlots {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct CoupleEpilogue {
+    diagonal: View,
     before: View,
     coupling: View,
     sum: u64,
@@ -157,20 +158,41 @@ pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: u
 
 pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatistics<'_, Cuda<E>>) -> Result<()> {
     let h = args.check()?;
-    let (comoments, activations) = match args.primal.as_ref().map(|primal| &primal.covariance) {
-        Some(Covariance::Comoments(comoments)) => (View::new(comoments), None),
-        Some(Covariance::Activations(activations)) => (View::NONE, Some(*activations)),
-        None => (View::NONE, None),
+    let activations = match args.primal.as_ref().map(|primal| &primal.covariance) {
+        Some(Covariance::Activations(activations)) => Some(*activations),
+        _ => None,
     };
     let rows = activations.map_or(0, |activations| activations.rows());
     let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, rows, h))?;
-    let (count, objective) = (args.count as f64, args.objective);
+    let (count, objective, shift) = (args.count as f64, args.objective, args.shift.address());
     let (var_loss, tc_loss) = (args.losses.address(), args.losses.address() + 8);
+    let coupling = args.primal.as_ref().map_or(View::NONE, |primal| View::of(&primal.coupling));
+
+    // Comoments of all rows, where M will stand: those of the last rows on the diagonal only, the rest of them below.
+    let (mut diagonal, mut before, mut last) = (View::NONE, View::NONE, (Planes::NONE, 0));
+    match (args.primal.as_ref().map(|primal| &primal.covariance), activations) {
+        (Some(Covariance::Comoments(comoments)), _) => {
+            (diagonal, before) = (View::new(comoments), View::new(comoments))
+        }
+        (_, Some(activations)) => {
+            diagonal = coupling;
+            for (index, range) in row_blocks(rows).enumerate() {
+                let (len, is_last) = (range.len(), range.end == rows);
+                let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
+                let region = if is_last { Region::Diagonal } else { Region::Upper };
+                let epilogue = StoreEpilogue::new(coupling, index > 0, true);
+                core.gemm("comoments", Extents::symmetric(h, len).only(region), operand, operand, &epilogue)?;
+                last = (operand, len);
+                before = if index > 0 { coupling } else { View::NONE };
+            }
+        }
+        _ => {}
+    }
     let variances = Variances {
-        shift: args.shift.address(),
+        shift,
         sum: args.sum.address(),
         squares: args.sum_squares.address(),
-        comoments,
+        comoments: diagonal,
         mean: args.mean.address(),
         variance: args.variance.address(),
         scale: args.scale.address(),
@@ -188,8 +210,8 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
     let Some(primal) = &args.primal else {
         return core.sum(plan.loss, 0, 1.0, Base::Value(0.0), tc_loss);
     };
-    let coupling = View::of(&primal.coupling);
-    let couple = |before| CoupleEpilogue {
+    let couple = CoupleEpilogue {
+        diagonal,
         before,
         coupling,
         sum: args.sum.address(),
@@ -201,24 +223,8 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         inverse_degrees: 1.0 / (count - 1.0),
         factor: 4.0 * objective.lambda_tc / (count - 1.0),
     };
-    match activations {
-        None => core.gemm("gram_primal", Extents::symmetric(h, 0), Planes::NONE, Planes::NONE, &couple(comoments))?,
-        Some(activations) => {
-            // The last rows' product is finished where it is; those before it are summed where M will stand.
-            let last = row_blocks(rows).count() - 1;
-            for (index, range) in row_blocks(rows).enumerate() {
-                let extents = Extents::symmetric(h, range.len());
-                let operand = centred(core, activations.rows_range(range), args.shift.address(), plan.planes)?;
-                if index < last {
-                    let epilogue = StoreEpilogue::new(coupling, index > 0, true);
-                    core.gemm("comoments", extents, operand, operand, &epilogue)?;
-                } else {
-                    let before = if index > 0 { coupling } else { View::NONE };
-                    core.gemm("gram_primal", extents, operand, operand, &couple(before))?;
-                }
-            }
-        }
-    }
+    let (operand, depth) = last;
+    core.gemm("gram_primal", Extents::symmetric(h, depth).only(Region::AboveDiagonal), operand, operand, &couple)?;
     let finish = FinishPrimal {
         slots: plan.slots,
         variance: plan.variance,

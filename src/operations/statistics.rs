@@ -77,7 +77,7 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
 /// offset = M(μ − c') + d·(μ − mean)
 /// ```
 ///
-/// With `primal` the correlation is finished in its primal form. Without it (λ_tc = 0, or the dual form, which
+/// With `primal` the correlation is finished in its primal form, and variances are those on the diagonal of the comoments. Without it (λ_tc = 0, or the dual form, which
 /// [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
 ///
 /// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
@@ -124,9 +124,9 @@ pub struct PrimalCorrelation<'a, B: Backend + ?Sized> {
 
 /// Where the covariances of the primal form come from.
 pub enum Covariance<'a, B: Backend + ?Sized> {
-    /// Σ(a − c)(a − c)ᵀ \[H,H\] over all blocks, upper triangle, as [`Comoments`] leaves it. Variances are those on its diagonal.
+    /// Σ(a − c)(a − c)ᵀ \[H,H\] over all blocks, upper triangle, as [`Comoments`] leaves it.
     Comoments(Mat<'a, B, B::Real>),
-    /// a \[N,H\], all of the batch: the comoments are computed on the way, and there is no matrix of them.
+    /// a \[N,H\], all of the batch: the comoments are computed on the way, without a matrix of their own.
     Activations(Mat<'a, B, B::Element>),
 }
 
