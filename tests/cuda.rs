@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::anywhere::{Gradients, Step};
+use common::anywhere::{Gradients, Step, Training};
+use common::captured::{Capturing, Enqueued};
 use common::emulated::{Emulated, all_options, cuda};
 use common::staged::Staged;
-use common::{Place, Under, integers, ops, reference, relative, rng, rounded, uniform};
+use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
 use ptx_emulator::Options;
 use sae_kernels::cuda_driver::{PlainProduct, Storage};
 use sae_kernels::operations::Layout;
@@ -221,4 +222,54 @@ fn the_library_gets_4096_rows_at_a_time() {
             assert_eq!(cuts, if layout == Layout::Tn { cut } else { vec![(k, first)] }, "{layout:?}");
         }
     }
+}
+
+/// A step and an update neither allocate nor wait, and what they enqueue depends on no content of memory: enqueued once, it computes
+/// every later step.
+#[test]
+fn a_captured_step_is_replayed() {
+    fn check<E: CudaElement>(form: Form, block_rows: Option<usize>, library: bool) {
+        let shape = Shape { rows: 70, inputs: 37, latents: 45 };
+        let context = format!("{} {form:?} {block_rows:?}, library: {library}", E::NAME);
+        let device = if library { Emulated::with_library(plain(), |_| true) } else { Emulated::new(plain()) };
+        let device = Arc::new(Capturing::new(device));
+        let mut first = step_of::<E>(shape, form);
+        first.config.block_rows = block_rows;
+        let scaled = |values: &[f64], factor: f64| rounded::<E>(&values.iter().map(|v| v * factor).collect::<Vec<_>>());
+        let second = Step {
+            x: scaled(&first.x, -0.7),
+            weight: scaled(&first.weight, 1.3),
+            bias: rounded::<f32>(&first.bias.iter().map(|b| b + 0.25).collect::<Vec<_>>()),
+            ..first
+        };
+        let mut eager = Training::new(Cuda::<E>::on_driver(device.clone()), first.config).unwrap();
+        let mut captured = Training::new(Cuda::<E>::on_driver(device.clone()), first.config).unwrap();
+
+        device.begin();
+        captured.enqueue().unwrap();
+        let graph = device.end();
+        let products = graph.iter().filter(|call| matches!(call, Enqueued::Product(_))).count();
+        let blocks = block_rows.map_or(1, |rows| shape.rows.div_ceil(rows));
+        assert_eq!(products, if library { 2 * blocks } else { 0 }, "{context}");
+        let before = captured.outcome().unwrap();
+        assert!(before.iter().all(|(_, values)| values.iter().all(|v| *v == 0.0)), "{context}: {before:?}");
+
+        for (at, step) in [&first, &second].into_iter().enumerate() {
+            eager.load(step).unwrap();
+            eager.enqueue().unwrap();
+            captured.load(step).unwrap();
+            // SAFETY: the buffers are those of the capture.
+            unsafe { device.replay(&graph) }.unwrap();
+            for ((what, found), (_, expected)) in captured.outcome().unwrap().iter().zip(&eager.outcome().unwrap()) {
+                assert_same_bits(&format!("{context}, replay {at}"), what, found, expected);
+                assert!(found.iter().any(|v| *v != 0.0), "{context}: {what} is all zeros");
+            }
+        }
+    }
+    check::<sae_kernels::bf16>(Form::Primal, None, false);
+    check::<sae_kernels::bf16>(Form::Dual, None, false);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), false);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), true);
+    check::<f32>(Form::Primal, Some(32), false);
+    check::<f32>(Form::Dual, None, false);
 }

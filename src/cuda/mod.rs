@@ -4,6 +4,10 @@
 //! `f32` within a tile and `f64` over tiles, each in a slot with one writer, folded in a fixed order. Operations only enqueue.
 //!
 //! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic.
+//!
+//! There is one way in for raw device pointers, unsafe and the same for all operations: [`CudaRef::from_raw`] and [`CudaRefMut::from_raw`].
+//! From there on everything is a checked, borrowed slice; so no operation has an unsafe twin that takes pointers and strides. An example
+//! of both ways in, cudarc's buffers and raw pointers, stands at [`Cuda`].
 
 mod backward;
 mod blas;
@@ -119,6 +123,56 @@ pub enum Products {
 /// finished by a second kernel; `wgmma`, TMA and a single launch for tiny steps are not used yet.
 ///
 /// Plain products of `bf16` and `f16` go to cuBLASLt if it is there: see [`Products`].
+///
+/// # Launching on one's own stream
+///
+/// cudarc's buffers need no unsafe code. A framework's tensor is an address and a row stride: [`CudaRef::from_raw`] and
+/// [`CudaRefMut::from_raw`] are the only unsafe step, and what they give goes wherever a view goes.
+///
+/// ```no_run
+/// use sae_kernels::cudarc::driver::CudaContext;
+/// use sae_kernels::{Cuda, CudaRef, DecoderFree, DecoderFreeConfig, DecoderFreeStep, MatMut, MatRef, Shape, bf16};
+///
+/// # fn tensor_of_a_framework() -> (u64, usize) { unimplemented!() }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (rows, inputs, latents) = (4096, 768, 6144);
+/// let stream = CudaContext::new(0)?.new_stream()?;
+/// let cuda = Cuda::<bf16>::on_stream(stream.clone())?;
+/// let mut model = DecoderFree::new(cuda.clone(), DecoderFreeConfig::new(Shape { rows, inputs, latents }))?;
+///
+/// let weight = stream.clone_htod(&vec![bf16::from_f32(0.01); latents * inputs])?;
+/// let bias = stream.alloc_zeros::<f32>(latents)?;
+/// let mut grad_weight = stream.alloc_zeros::<f32>(latents * inputs)?;
+/// let mut grad_bias = stream.alloc_zeros::<f32>(latents)?;
+///
+/// // The batch: a tensor of another library, for which this stream waits; or `cuda.view(&x)?` of a buffer of cudarc's.
+/// let (address, row_stride) = tensor_of_a_framework();
+/// // SAFETY: so many elements of this device's memory, kept and not written until the step is done.
+/// let x = unsafe { CudaRef::from_raw(address, (rows - 1) * row_stride + inputs) };
+///
+/// model.step(DecoderFreeStep {
+///     x: MatRef::from_memory(x, rows, inputs, row_stride)?,
+///     weight: MatRef::from_memory(cuda.view(&weight)?, latents, inputs, inputs)?,
+///     bias: cuda.view(&bias)?,
+///     grad_weight: MatMut::from_memory(cuda.view_mut(&mut grad_weight)?, latents, inputs, inputs)?,
+///     grad_bias: cuda.view_mut(&mut grad_bias)?,
+///     grad_x: None,
+///     activations: None,
+///     row_loss: None,
+/// })?;
+/// // All of it is only enqueued; this waits.
+/// println!("{:?}", model.losses()?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # CUDA graphs
+///
+/// Operations, steps of a model among them, may be captured from the stream. Run the same calls once before: the driver then has loaded the
+/// kernels, and cuBLASLt has been opened and has its plans. Views of cudarc's buffers are made before the capture too, for they may wait
+/// for another stream. Addresses, extents and scalars, such as [`Adam::step`], are those of the capture each time the graph is launched.
+///
+/// # On hardware
 ///
 /// No kernel has been timed or run on a GPU so far, nor have the calls of cuBLASLt; the kernels are executed by a PTX interpreter in the
 /// tests.
