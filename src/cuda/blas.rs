@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 const LEAST_VERSION: usize = 110_000;
 /// Plans are thrown away at this number: a caller may have ever new numbers of rows.
 const MAX_PLANS: usize = 1024;
-/// No algorithm wants more.
+/// Alignments beyond it are not told apart: vector loads and TMA want no more.
 const MAX_ALIGNMENT: u32 = 16;
 
 /// The library, opened in a context.
@@ -43,13 +43,18 @@ struct Key {
     alignments: [u32; 3],
 }
 
-/// Descriptors of a product, and the algorithm for it.
+/// A product, and the algorithm for it.
 struct Plan {
+    terms: Terms,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// Descriptors of a product and of its matrices.
+struct Terms {
     product: Owned<sys::cublasLtMatmulDesc_t>,
     left: Owned<sys::cublasLtMatrixLayout_t>,
     right: Owned<sys::cublasLtMatrixLayout_t>,
     out: Owned<sys::cublasLtMatrixLayout_t>,
-    algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 /// A handle of the library's that is ours to destroy.
@@ -119,17 +124,17 @@ impl Blas {
         unsafe {
             result::matmul(
                 self.handle.raw,
-                plan.product.raw,
+                plan.terms.product.raw,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 product.right.address as *const c_void,
-                plan.right.raw,
+                plan.terms.right.raw,
                 product.left.address as *const c_void,
-                plan.left.raw,
+                plan.terms.left.raw,
                 out,
-                plan.out.raw,
+                plan.terms.out.raw,
                 out,
-                plan.out.raw,
+                plan.terms.out.raw,
                 &plan.algorithm,
                 product.workspace as *mut c_void,
                 self.workspace_bytes,
@@ -142,6 +147,30 @@ impl Blas {
 
     /// The plan of a product whose left, right and output have these rows and columns; none if the library has no algorithm for it.
     fn plan(&self, key: &Key, shapes: [[usize; 2]; 3]) -> Result<Option<Plan>> {
+        let terms = Terms::new(key, shapes)?;
+        let preference = preference(key, self.workspace_bytes)?;
+        // SAFETY: all of them live.
+        let found = unsafe {
+            result::get_matmul_algo_heuristic(
+                self.handle.raw,
+                terms.product.raw,
+                terms.right.raw,
+                terms.left.raw,
+                terms.out.raw,
+                terms.out.raw,
+                preference.raw,
+            )
+        };
+        match found {
+            Ok(found) => Ok(Some(Plan { terms, algorithm: found.algo })),
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
+            Err(error) => Err(failed("cublasLtMatmulAlgoGetHeuristic")(error)),
+        }
+    }
+}
+
+impl Terms {
+    fn new(key: &Key, shapes: [[usize; 2]; 3]) -> Result<Self> {
         let input = match key.storage {
             Storage::Bf16 => sys::cudaDataType::CUDA_R_16BF,
             Storage::F16 => sys::cudaDataType::CUDA_R_16F,
@@ -154,15 +183,15 @@ impl Blas {
         };
         let (left, right) = (matrix(0, input)?, matrix(1, input)?);
         let out = matrix(2, sys::cudaDataType::CUDA_R_32F)?;
-
         let raw =
             result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F)
                 .map_err(failed("cublasLtMatmulDescCreate"))?;
         let product = Owned { raw, destroy: result::destroy_matmul_desc };
         // A is right, B is left.
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, is_transposed) in [
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, key.layout == Layout::Nt),
-            (sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, key.layout == Layout::Tn),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, key.layout == Layout::Nt),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, key.layout == Layout::Tn),
         ] {
             let operation = i32::from(is_transposed);
             // SAFETY: the descriptor lives, and the attribute is of this type.
@@ -176,56 +205,43 @@ impl Blas {
             }
             .map_err(failed("cublasLtMatmulDescSetAttribute"))?;
         }
-
-        let raw = result::create_matmul_pref().map_err(failed("cublasLtMatmulPreferenceCreate"))?;
-        let preference = Owned { raw, destroy: result::destroy_matmul_pref };
-        let set = |attribute, value: *const c_void, bytes: usize| {
-            // SAFETY: the preference lives; each attribute below is given a value of its type.
-            unsafe { result::set_matmul_pref_attribute(preference.raw, attribute, value, bytes) }
-                .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))
-        };
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let bytes = self.workspace_bytes as u64;
-        set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), size_of::<u64>())?;
-        // Partial sums of a split depth are stored apart and added in order, in f32: the same bits each time.
-        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32
-            | sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), size_of::<u32>())?;
-        let [left_alignment, right_alignment, out_alignment] = key.alignments;
-        for (attribute, alignment) in [
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, right_alignment),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, left_alignment),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment),
-        ] {
-            set(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
-        }
-
-        // SAFETY: all of them live.
-        let found = unsafe {
-            result::get_matmul_algo_heuristic(
-                self.handle.raw,
-                product.raw,
-                right.raw,
-                left.raw,
-                out.raw,
-                out.raw,
-                preference.raw,
-            )
-        };
-        match found {
-            Ok(found) => Ok(Some(Plan { product, left, right, out, algorithm: found.algo })),
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
-            Err(error) => Err(failed("cublasLtMatmulAlgoGetHeuristic")(error)),
-        }
+        Ok(Self { product, left, right, out })
     }
+}
+
+/// Which algorithms may be chosen.
+fn preference(key: &Key, workspace_bytes: usize) -> Result<Owned<sys::cublasLtMatmulPreference_t>> {
+    let raw = result::create_matmul_pref().map_err(failed("cublasLtMatmulPreferenceCreate"))?;
+    let preference = Owned { raw, destroy: result::destroy_matmul_pref };
+    let set = |attribute, value: *const c_void, bytes: usize| {
+        // SAFETY: the preference lives; each attribute below is given a value of its type.
+        unsafe { result::set_matmul_pref_attribute(preference.raw, attribute, value, bytes) }
+            .map_err(failed("cublasLtMatmulPreferenceSetAttribute"))
+    };
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let bytes = workspace_bytes as u64;
+    set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), size_of::<u64>())?;
+    // Partial sums of a split depth are stored apart and added in order, in f32: the same bits each time.
+    let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32
+        | sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+    set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), size_of::<u32>())?;
+    let [left, right, out] = key.alignments;
+    for (attribute, alignment) in [
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, right),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, left),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
+    ] {
+        set(attribute, (&raw const alignment).cast(), size_of::<u32>())?;
+    }
+    Ok(preference)
 }
 
 impl Key {
     fn of(product: &PlainProduct) -> Self {
         let PlainProduct { layout, storage, extents, left, right, out, .. } = *product;
         let alignment = |place: Place, element: u64| {
-            let starts = place.address | place.row_stride as u64 * element;
+            let starts = place.address | (place.row_stride as u64 * element);
             1 << starts.trailing_zeros().min(MAX_ALIGNMENT.trailing_zeros())
         };
         Self {
@@ -234,6 +250,114 @@ impl Key {
             extents,
             row_strides: [left, right, out].map(|place| place.row_stride),
             alignments: [alignment(left, 2), alignment(right, 2), alignment(out, 4)],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(layout: Layout, address: u64, row_strides: [usize; 3]) -> PlainProduct {
+        let [left, right, out] = row_strides.map(|row_stride| Place { address, row_stride });
+        let extents = [5, 7, 9];
+        PlainProduct { layout, storage: Storage::Bf16, extents, left, right, out, accumulate: false, workspace: 0 }
+    }
+
+    #[test]
+    fn alignment_is_of_every_row() {
+        let alignments = |address, stride| Key::of(&product(Layout::Nn, address, [stride; 3])).alignments;
+        assert_eq!(alignments(256, 64), [16, 16, 16]);
+        assert_eq!(alignments(256, 12), [8, 8, 16]);
+        assert_eq!(alignments(256, 11), [2, 2, 4]);
+        assert_eq!(alignments(4, 64), [4, 4, 4]);
+    }
+
+    /// An attribute of a descriptor.
+    macro_rules! attribute {
+        ($get:ident, $from:expr, $attribute:expr, $type:ty) => {{
+            let (mut value, mut written) = <($type, usize)>::default();
+            let to = (&raw mut value).cast();
+            // SAFETY: the descriptor lives, and the attribute has the size of the value.
+            unsafe { sys::$get($from.raw, $attribute, to, size_of::<$type>(), &mut written) }.result().unwrap();
+            assert_eq!(written, size_of::<$type>());
+            value
+        }};
+    }
+
+    /// A matrix as the library was told that it lies.
+    struct Told {
+        rows: usize,
+        cols: usize,
+        stride: usize,
+        is_transposed: bool,
+    }
+
+    impl Told {
+        fn new(layout: &Owned<sys::cublasLtMatrixLayout_t>, is_transposed: bool) -> Self {
+            use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+            let get = |attribute| attribute!(cublasLtMatrixLayoutGetAttribute, layout, attribute, u64) as usize;
+            Self {
+                rows: get(Attribute::CUBLASLT_MATRIX_LAYOUT_ROWS),
+                cols: get(Attribute::CUBLASLT_MATRIX_LAYOUT_COLS),
+                stride: get(Attribute::CUBLASLT_MATRIX_LAYOUT_LD),
+                is_transposed,
+            }
+        }
+        /// Rows and columns as an operand.
+        fn extents(&self) -> [usize; 2] {
+            if self.is_transposed { [self.cols, self.rows] } else { [self.rows, self.cols] }
+        }
+        /// Where an element of the operand lies: columns are contiguous.
+        fn at(&self, row: usize, col: usize) -> usize {
+            let (row, col) = if self.is_transposed { (col, row) } else { (row, col) };
+            row + col * self.stride
+        }
+    }
+
+    /// Without a GPU the library multiplies nothing, but it tells what it was told: A·B of column-major matrices must be our product.
+    #[test]
+    fn descriptors_say_the_product() {
+        if !is_there() {
+            println!("no cuBLASLt");
+            return;
+        }
+        // SAFETY: the library is loaded; the function takes nothing.
+        println!("cuBLASLt {}", unsafe { sys::cublasLtGetVersion() });
+        for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
+            let product = product(layout, 256, [11, 13, 10]);
+            let ([m, n, k], shapes) = (product.extents, product.shapes());
+            let terms = Terms::new(&Key::of(&product), shapes).unwrap();
+            preference(&Key::of(&product), 4 << 20).unwrap();
+
+            use sys::cublasLtMatmulDescAttributes_t as Attribute;
+            let [a_transposed, b_transposed] =
+                [Attribute::CUBLASLT_MATMUL_DESC_TRANSA, Attribute::CUBLASLT_MATMUL_DESC_TRANSB]
+                    .map(|at| attribute!(cublasLtMatmulDescGetAttribute, terms.product, at, i32) == 1);
+            // As in the call: A is right, B is left.
+            let (a, b) = (Told::new(&terms.right, a_transposed), Told::new(&terms.left, b_transposed));
+            let d = Told::new(&terms.out, false);
+            assert_eq!((a.extents(), b.extents(), d.extents()), ([n, k], [k, m], [n, m]), "{layout:?}");
+
+            let left: Vec<usize> = (0..11 * 13).map(|at| at * at % 17).collect();
+            let right: Vec<usize> = (0..13 * 13).map(|at| at * at % 19).collect();
+            for i in 0..m {
+                for j in 0..n {
+                    let expected: usize = (0..k)
+                        .map(|l| match layout {
+                            Layout::Nn => left[i * 11 + l] * right[l * 13 + j],
+                            Layout::Nt => left[i * 11 + l] * right[j * 13 + l],
+                            Layout::Tn => left[l * 11 + i] * right[l * 13 + j],
+                        })
+                        .sum();
+                    let found: usize = (0..k).map(|l| right[a.at(j, l)] * left[b.at(l, i)]).sum();
+                    assert_eq!((d.at(j, i), found), (i * 10 + j, expected), "{layout:?} [{i},{j}]");
+                }
+            }
+        }
+        // Without a GPU this is an error, not a crash.
+        if let Err(error) = result::create_handle().map(|raw| Owned { raw, destroy: result::destroy_handle }) {
+            println!("no handle: {error}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 /// What a stream is given to do.
 pub enum Enqueued {
-    Launch(Launch),
+    Launch(Box<Launch>),
     Product(PlainProduct),
 }
 
@@ -82,7 +82,7 @@ impl Driver for Capturing {
         unsafe { self.device.download(source, target) }
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        if self.keep(Enqueued::Launch(*launch)) {
+        if self.keep(Enqueued::Launch(Box::new(*launch))) {
             return Ok(());
         }
         // SAFETY: the caller's promise.

@@ -81,20 +81,18 @@ fn multiply(device: &mut Device, product: &PlainProduct) {
     };
     let [left_shape, right_shape, _] = product.shapes();
     let (left, right) = (read(product.left, left_shape), read(product.right, right_shape));
+    let left_at = |i: usize, l: usize| if product.layout == Layout::Tn { left[l][i] } else { left[i][l] };
+    let right_at = |l: usize, j: usize| if product.layout == Layout::Nt { right[j][l] } else { right[l][j] };
     for i in 0..m {
         let address = product.out.address + (i * product.out.row_stride * 4) as u64;
         let before = product.accumulate.then(|| device.read(address, n * 4).unwrap());
         let mut row = Vec::with_capacity(n * 4);
         for j in 0..n {
-            let term = |l: usize| match product.layout {
-                Layout::Nn => left[i][l] * right[l][j],
-                Layout::Nt => left[i][l] * right[j][l],
-                Layout::Tn => left[l][i] * right[l][j],
-            };
             let before = before
                 .as_ref()
                 .map_or(0.0, |row| f64::from(f32::from_le_bytes(row[4 * j..4 * j + 4].try_into().unwrap())));
-            row.extend(((before + (0..k).map(term).sum::<f64>()) as f32).to_le_bytes());
+            let sum: f64 = (0..k).map(|l| left_at(i, l) * right_at(l, j)).sum();
+            row.extend(((before + sum) as f32).to_le_bytes());
         }
         device.write(address, &row).unwrap();
     }
