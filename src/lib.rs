@@ -55,7 +55,7 @@ mod statistics;
 pub use backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
 pub use cpu::{Cpu, CpuElement, Isa};
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, CudaRefMut, Precision};
+pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, CudaRefMut, Precision, Products};
 /// The version of cudarc that [`Cuda`]'s streams and buffers are of.
 #[cfg(feature = "cuda")]
 pub use cudarc;
@@ -72,7 +72,7 @@ pub use statistics::Statistics;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod cuda_driver {
-    pub use crate::cuda::driver::{Argument, Driver, Launch};
+    pub use crate::cuda::driver::{Argument, Driver, Launch, Place, PlainProduct, Storage};
     pub use crate::cuda::image::FAMILIES;
     /// Where the build left the kernels' PTX, if it did.
     pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");

@@ -4,28 +4,55 @@
 
 mod common;
 
-use common::anywhere::Step;
-use common::emulated::{all_options, cuda};
-use common::{relative, rng, rounded, uniform};
+use common::anywhere::{Gradients, Step, Training};
+use common::captured::{Capturing, Enqueued};
+use common::emulated::{Emulated, all_options, cuda};
+use common::staged::Staged;
+use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
+use ptx_emulator::Options;
+use sae_kernels::cuda_driver::{PlainProduct, Storage};
+use sae_kernels::operations::Layout;
 use sae_kernels::{
-    Activation, Backend, Cuda, CudaElement, DecoderFreeConfig, Error, Form, Objective, Precision, Reference, Shape,
+    Activation, Backend, Cuda, CudaElement, DecoderFreeConfig, Element, Error, Form, Objective, Precision, Products,
+    Reference, Shape,
 };
+use std::sync::Arc;
 
-/// A whole step: every kernel of the model, in several tiles each way, in device memory throughout.
-fn check<E: CudaElement>(form: Form, precision: Precision) {
-    let shape = Shape { rows: 140, inputs: 37, latents: if form == Form::Dual { 150 } else { 133 } };
+/// A step with the identity: a mask may differ where storage rounds, and the reference does not round.
+fn step_of<E: CudaElement>(shape: Shape, form: Form) -> Step {
     let mut rng = rng(shape.latents as u64);
     let objective = Objective { lambda_wr: 0.1, ..Objective::default() };
-    let config =
-        DecoderFreeConfig { objective, correlation_form: form, weight_form: form, ..DecoderFreeConfig::new(shape) };
-    let step = Step {
+    let config = DecoderFreeConfig {
+        objective,
+        activation: Activation::Identity,
+        correlation_form: form,
+        weight_form: form,
+        ..DecoderFreeConfig::new(shape)
+    };
+    Step {
         config,
         x: rounded::<E>(&uniform(&mut rng, shape.rows * shape.inputs, 1.0)),
         weight: rounded::<E>(&uniform(&mut rng, shape.latents * shape.inputs, 0.4)),
         bias: rounded::<f32>(&uniform(&mut rng, shape.latents, 0.1)),
-    };
-    // The identity: a mask may differ where storage rounds, and the reference does not round.
-    let step = Step { config: DecoderFreeConfig { activation: Activation::Identity, ..step.config }, ..step };
+    }
+}
+
+/// Panics unless gradients and losses agree.
+fn assert_close(context: &str, bar: f64, found: &Gradients, truth: &Gradients) {
+    for (what, found, truth) in
+        [("dW", &found.weight, &truth.weight), ("db", &found.bias, &truth.bias), ("dx", &found.x, &truth.x)]
+    {
+        let error = relative(found, truth);
+        assert!(error <= bar, "{context}: {what} is off by {error:e}");
+    }
+    let error = (found.losses.total - truth.losses.total).abs() / truth.losses.total.abs();
+    assert!(error <= bar, "{context}: {:?}, expected {:?}", found.losses, truth.losses);
+}
+
+/// A whole step: every kernel of the model, in several tiles each way, in device memory throughout.
+fn check<E: CudaElement>(form: Form, precision: Precision) {
+    let shape = Shape { rows: 140, inputs: 37, latents: if form == Form::Dual { 150 } else { 133 } };
+    let step = step_of::<E>(shape, form);
     let truth = step.run(Reference).unwrap();
     let bar = match precision {
         Precision::Full => (4.0 * E::UNIT_ROUNDOFF).max(1e-5),
@@ -33,14 +60,7 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
     };
     for options in all_options() {
         let found = step.run(cuda::<E>(options.clone()).with_precision(precision)).unwrap();
-        for (what, found, truth) in
-            [("dW", &found.weight, &truth.weight), ("db", &found.bias, &truth.bias), ("dx", &found.x, &truth.x)]
-        {
-            let error = relative(found, truth);
-            assert!(error <= bar, "{} {form:?} {precision:?} {options:?}: {what} is off by {error:e}", E::NAME);
-        }
-        let error = (found.losses.total - truth.losses.total).abs() / truth.losses.total.abs();
-        assert!(error <= bar, "{:?}, expected {:?}", found.losses, truth.losses);
+        assert_close(&format!("{} {form:?} {precision:?} {options:?}", E::NAME), bar, &found, &truth);
     }
 }
 
@@ -84,4 +104,172 @@ fn a_workspace_that_is_too_small_is_refused() {
     assert!(cuda.workspace_len(shape).unwrap() > 0);
     let huge = Shape { rows: usize::MAX / 2, ..shape };
     assert!(matches!(cuda.workspace_len(huge), Err(Error::Overflow { .. })));
+}
+
+/// One schedule, and no search for races: what follows is about the host's calls.
+fn plain() -> Options {
+    Options { check_races: false, ..Options::default() }
+}
+
+/// A device whose library takes some products.
+fn with_library(takes: fn(&PlainProduct) -> bool) -> Arc<Emulated> {
+    Arc::new(Emulated::with_library(plain(), takes))
+}
+
+#[test]
+fn a_step_whose_products_the_library_computes() {
+    fn check<E: CudaElement>(form: Form, block_rows: Option<usize>) {
+        let mut step = step_of::<E>(Shape { rows: 70, inputs: 37, latents: 45 }, form);
+        step.config.block_rows = block_rows;
+        let context = format!("{} {form:?} {block_rows:?}", E::NAME);
+        let device = with_library(|_| true);
+        let cuda = Cuda::<E>::on_driver(device.clone());
+        assert_eq!(cuda.products(), Products::Library);
+        let found = step.run(cuda.clone()).unwrap();
+        // dW = dZᵀ x and dx = dZ W of each block.
+        let layouts: Vec<Layout> = device.asked().iter().map(|product| product.layout).collect();
+        let blocks = block_rows.map_or(1, |rows| 70usize.div_ceil(rows));
+        assert_eq!(layouts, [Layout::Tn, Layout::Nn].repeat(blocks), "{context}");
+
+        let own = step.run(cuda.with_products(Products::Own)).unwrap();
+        assert_eq!(device.asked(), [], "{context}");
+        assert_close(&context, 4.0 * E::UNIT_ROUNDOFF, &found, &step.run(Reference).unwrap());
+        // The operands are the same bits: only the sums of f32 differ.
+        assert_close(&context, 16.0 * f32::UNIT_ROUNDOFF, &found, &own);
+    }
+    check::<sae_kernels::bf16>(Form::Primal, None);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32));
+    check::<sae_kernels::f16>(Form::Dual, None);
+}
+
+#[test]
+fn f32_never_goes_to_the_library() {
+    let device = with_library(|_| true);
+    let cuda = Cuda::<f32>::on_driver(device.clone());
+    assert_eq!(cuda.products(), Products::Own);
+    step_of::<f32>(Shape { rows: 20, inputs: 9, latents: 10 }, Form::Primal).run(cuda).unwrap();
+    assert_eq!(device.asked(), []);
+}
+
+#[test]
+fn the_library_enlarges_the_workspace_only_where_it_is_used() {
+    let shape = Shape { rows: 3, inputs: 2, latents: 2 };
+    let cuda = Cuda::<sae_kernels::bf16>::on_driver(with_library(|_| true));
+    let own = cuda.clone().with_products(Products::Own);
+    assert!(cuda.workspace_len(shape).unwrap() > own.workspace_len(shape).unwrap());
+    let without = common::emulated::cuda::<sae_kernels::bf16>(plain());
+    assert_eq!(own.workspace_len(shape).unwrap(), without.workspace_len(shape).unwrap());
+    assert_eq!(without.products(), Products::Own);
+}
+
+/// All layouts, ragged, dense and strided, overwriting NaN and adding; whole numbers, so that every way of summing is exact.
+#[test]
+fn the_library_and_our_kernels_compute_the_same_products() {
+    fn check<E: CudaElement>(storage: Storage, takes: fn(&PlainProduct) -> bool) {
+        let device = with_library(takes);
+        let on_device = device.clone();
+        let under =
+            Under::new(format!("{} with a library", E::NAME), move || Staged(Cuda::<E>::on_driver(on_device.clone())));
+        let mut rng = rng(7);
+        for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
+            for place in Place::ALL {
+                for [m, n, k] in [[1, 1, 1], [5, 9, 17], [24, 16, 8], [130, 3, 2], [4, 0, 3], [0, 4, 3], [4, 5, 0]] {
+                    let (left, right) = (integers(&mut rng, m * k, 4), integers(&mut rng, n * k, 4));
+                    let before = integers(&mut rng, m * n, 9);
+                    for before in [None, Some(&before[..])] {
+                        let found = ops::product(&under, place, layout, [m, n, k], &left, &right, before);
+                        let truth = ops::product(&reference(), place, layout, [m, n, k], &left, &right, before);
+                        assert_eq!(found, truth, "{} {layout:?} {place:?} {m}×{n}×{k}", E::NAME);
+                        let asked = device.asked();
+                        assert_eq!(asked.len(), usize::from(m * n * k > 0), "{m}×{n}×{k}");
+                        for product in asked {
+                            let strides = product.shapes().map(|[_, cols]| cols + place.gap);
+                            let [left, right, out] = [product.left, product.right, product.out];
+                            assert_eq!([left, right, out].map(|at| at.row_stride), strides, "{product:?}");
+                            assert_eq!((product.extents, product.layout), ([m, n, k], layout));
+                            assert_eq!((product.storage, product.accumulate), (storage, before.is_some()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    check::<sae_kernels::bf16>(Storage::Bf16, |_| true);
+    check::<sae_kernels::f16>(Storage::F16, |_| true);
+    // Our kernels step in where the library has no algorithm.
+    check::<sae_kernels::bf16>(Storage::Bf16, |product| {
+        [product.left, product.right].iter().all(|operand| operand.row_stride % 8 == 0)
+    });
+}
+
+/// A sum over rows is cut for the library as for our kernels, and only that.
+#[test]
+fn the_library_gets_4096_rows_at_a_time() {
+    let device = with_library(|product| product.extents[2] > 10);
+    let cuda = Cuda::<sae_kernels::bf16>::on_driver(device.clone());
+    let under = Under::new("bf16 with a library".into(), move || Staged(cuda.clone()));
+    let ([m, n, k], mut rng) = ([3, 5, 2 * 4096 + 10], rng(4096));
+    let (left, right) = (integers(&mut rng, m * k, 2), integers(&mut rng, n * k, 2));
+    let before = integers(&mut rng, m * n, 9);
+    for layout in [Layout::Tn, Layout::Nn, Layout::Nt] {
+        for before in [None, Some(&before[..])] {
+            let found = ops::product(&under, Place::DENSE, layout, [m, n, k], &left, &right, before);
+            assert_eq!(found, ops::product(&reference(), Place::DENSE, layout, [m, n, k], &left, &right, before));
+            let cuts: Vec<_> = device.asked().iter().map(|product| (product.extents[2], product.accumulate)).collect();
+            let first = before.is_some();
+            // The last one is left to our kernel.
+            let cut = vec![(4096, first), (4096, true), (10, true)];
+            assert_eq!(cuts, if layout == Layout::Tn { cut } else { vec![(k, first)] }, "{layout:?}");
+        }
+    }
+}
+
+/// A step and an update neither allocate nor wait, and what they enqueue depends on no content of memory: enqueued once, it computes
+/// every later step.
+#[test]
+fn a_captured_step_is_replayed() {
+    fn check<E: CudaElement>(form: Form, block_rows: Option<usize>, library: bool) {
+        let shape = Shape { rows: 70, inputs: 37, latents: 45 };
+        let context = format!("{} {form:?} {block_rows:?}, library: {library}", E::NAME);
+        let device = if library { Emulated::with_library(plain(), |_| true) } else { Emulated::new(plain()) };
+        let device = Arc::new(Capturing::new(device));
+        let mut first = step_of::<E>(shape, form);
+        first.config.block_rows = block_rows;
+        let scaled = |values: &[f64], factor: f64| rounded::<E>(&values.iter().map(|v| v * factor).collect::<Vec<_>>());
+        let second = Step {
+            x: scaled(&first.x, -0.7),
+            weight: scaled(&first.weight, 1.3),
+            bias: rounded::<f32>(&first.bias.iter().map(|b| b + 0.25).collect::<Vec<_>>()),
+            ..first
+        };
+        let mut eager = Training::new(Cuda::<E>::on_driver(device.clone()), first.config).unwrap();
+        let mut captured = Training::new(Cuda::<E>::on_driver(device.clone()), first.config).unwrap();
+
+        device.begin();
+        captured.enqueue().unwrap();
+        let graph = device.end();
+        let products = graph.iter().filter(|call| matches!(call, Enqueued::Product(_))).count();
+        let blocks = block_rows.map_or(1, |rows| shape.rows.div_ceil(rows));
+        assert_eq!(products, if library { 2 * blocks } else { 0 }, "{context}");
+        let before = captured.outcome().unwrap();
+        assert!(before.iter().all(|(_, values)| values.iter().all(|v| *v == 0.0)), "{context}: {before:?}");
+
+        for (at, step) in [&first, &second].into_iter().enumerate() {
+            eager.load(step).unwrap();
+            eager.enqueue().unwrap();
+            captured.load(step).unwrap();
+            // SAFETY: the buffers are those of the capture.
+            unsafe { device.replay(&graph) }.unwrap();
+            for ((what, found), (_, expected)) in captured.outcome().unwrap().iter().zip(&eager.outcome().unwrap()) {
+                assert_same_bits(&format!("{context}, replay {at}"), what, found, expected);
+                assert!(found.iter().any(|v| *v != 0.0), "{context}: {what} is all zeros");
+            }
+        }
+    }
+    check::<sae_kernels::bf16>(Form::Primal, None, false);
+    check::<sae_kernels::bf16>(Form::Dual, None, false);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), false);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), true);
+    check::<f32>(Form::Primal, Some(32), false);
+    check::<f32>(Form::Dual, None, false);
 }

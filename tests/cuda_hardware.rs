@@ -1,12 +1,19 @@
 //! Whole steps on a real GPU against the CPU backend. Without one they show as ignored, with the reason; `SAE_KERNELS_REQUIRE_GPU=1` makes
 //! that a failure, and makes the tests of every other file run their CUDA part on the GPU instead of the emulator.
+//!
+//! What needs cuBLASLt shows as ignored where its library is not found.
 
 mod common;
 
-use common::anywhere::Step;
-use common::{relative, rng, rounded, uniform};
+use common::anywhere::{Step, Training};
+use common::staged::Staged;
+use common::{Place, Under, assert_same_bits, ops, relative, rng, rounded, uniform};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sae_kernels::{Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Form, Objective, Precision, Shape};
+use sae_kernels::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use sae_kernels::operations::Layout;
+use sae_kernels::{
+    Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Form, Objective, Precision, Products, Shape, bf16, f16,
+};
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -16,8 +23,25 @@ fn main() {
     for form in [Form::Primal, Form::Dual] {
         let name = format!("{form:?}").to_lowercase();
         trials.push(Trial::test(format!("step_f32_{name}"), move || step::<f32>(form)));
-        trials.push(Trial::test(format!("step_bf16_{name}"), move || step::<sae_kernels::bf16>(form)));
-        trials.push(Trial::test(format!("step_f16_{name}"), move || step::<sae_kernels::f16>(form)));
+        trials.push(Trial::test(format!("step_bf16_{name}"), move || step::<bf16>(form)));
+        trials.push(Trial::test(format!("step_f16_{name}"), move || step::<f16>(form)));
+        for products in [Products::Library, Products::Own] {
+            let name = format!("{name}_{products:?}").to_lowercase();
+            trials.push(Trial::test(format!("graph_bf16_{name}"), move || graph::<bf16>(form, products)));
+        }
+        trials.push(Trial::test(format!("graph_f32_{name}"), move || graph::<f32>(form, Products::Own)));
+    }
+    let library = missing.is_none() && Cuda::<bf16>::new(0).is_ok_and(|cuda| cuda.products() == Products::Library);
+    for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
+        let name = format!("{layout:?}").to_lowercase();
+        let both = [
+            Trial::test(format!("library_bf16_{name}"), move || library_and_own::<bf16>(layout)),
+            Trial::test(format!("library_f16_{name}"), move || library_and_own::<f16>(layout)),
+        ];
+        trials.extend(both.map(|trial| {
+            let ignored = !library && missing.is_none();
+            if ignored { trial.with_kind("no cuBLASLt").with_ignored_flag(true) } else { trial }
+        }));
     }
     if let (Some(reason), false) = (missing, required) {
         trials = trials.into_iter().map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true)).collect();
@@ -56,6 +80,82 @@ fn step<E: CudaElement + CpuElement>(form: Form) -> Result<(), Failed> {
             let error = (found.losses.total - truth.losses.total).abs() / truth.losses.total.abs();
             if error.is_nan() || error > bar {
                 return Err(format!("{:?}, expected {:?}", found.losses, truth.losses).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// cuBLASLt and our kernels multiply the same 16-bit numbers, and both sum in f32.
+fn library_and_own<E: CudaElement>(layout: Layout) -> Result<(), Failed> {
+    let cuda = Cuda::<E>::new(0)?;
+    let own = cuda.clone().with_products(Products::Own);
+    let library = Under::new("cuBLASLt".into(), move || Staged(cuda.clone()));
+    let own = Under::new("our kernels".into(), move || Staged(own.clone()));
+    let mut rng = rng(11);
+    let sizes = [[1, 1, 1], [7, 5, 3], [128, 256, 64], [300, 257, 515], [64, 1024, 9001], [2, 3, 0], [0, 3, 2]];
+    for [m, n, k] in sizes {
+        let (left, right) = (uniform(&mut rng, m * k, 1.0), uniform(&mut rng, n * k, 1.0));
+        let before = uniform(&mut rng, m * n, 1.0);
+        // Rows at multiples of 16 bytes, if the extents are; of 2 bytes; and of 16 bytes with gaps.
+        for place in [Place::DENSE, Place::STRIDED, Place { offset: 8, gap: 8 }] {
+            // Without `before` the output holds NaN.
+            for before in [None, Some(&before[..])] {
+                let product =
+                    |under: &Under<Staged<E>>| ops::product(under, place, layout, [m, n, k], &left, &right, before);
+                let (found, again, expected) = (product(&library), product(&library), product(&own));
+                let context = format!("{} {layout:?} {m}×{n}×{k} {place:?} {}", E::NAME, before.is_some());
+                assert_same_bits(&context, "a repeated product", &again, &found);
+                let error = relative(&found, &expected);
+                if error.is_nan() || error > 1e-4 {
+                    return Err(format!("{context}: off by {error:e}").into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A step and an update, captured into a graph: the same bits as without one.
+fn graph<E: CudaElement>(form: Form, products: Products) -> Result<(), Failed> {
+    let shape = Shape { rows: 300, inputs: 257, latents: 515 };
+    for block_rows in [None, Some(128)] {
+        let objective = Objective { lambda_wr: 0.1, ..Objective::default() };
+        let config =
+            DecoderFreeConfig { objective, correlation_form: form, block_rows, ..DecoderFreeConfig::new(shape) };
+        if form == Form::Dual && block_rows.is_some() {
+            continue;
+        }
+        let cuda = Cuda::<E>::new(0)?.with_products(products);
+        let stream = cuda.stream().expect("a GPU has a stream").clone();
+        let steps = [1, 2, 3].map(|seed| {
+            let mut rng = rng(seed);
+            Step {
+                config,
+                x: uniform(&mut rng, shape.rows * shape.inputs, 1.0),
+                weight: rounded::<E>(&uniform(&mut rng, shape.latents * shape.inputs, 0.06)),
+                bias: uniform(&mut rng, shape.latents, 0.1),
+            }
+        });
+        let mut training = Training::new(cuda, config)?;
+        let mut eager = Vec::new();
+        for step in &steps {
+            training.load(step)?;
+            training.enqueue()?;
+            eager.push(training.outcome()?);
+        }
+        // The eager steps were first, so that kernels are loaded and cuBLASLt has its plans.
+        stream.synchronize()?;
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        let enqueued = training.enqueue();
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        enqueued?;
+        let graph = graph?.ok_or("an empty graph")?;
+        for (step, expected) in steps.iter().zip(&eager) {
+            training.load(step)?;
+            graph.launch()?;
+            for ((what, found), (_, expected)) in training.outcome()?.iter().zip(expected) {
+                assert_same_bits(&format!("{} {form:?} {products:?}", E::NAME), what, found, expected);
             }
         }
     }

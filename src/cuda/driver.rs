@@ -1,6 +1,7 @@
 //! What the host code asks of a device. Hardware answers through cudarc; tests answer with an emulator.
 
 use crate::error::Result;
+use crate::operations::Layout;
 use bytemuck::Pod;
 
 /// A device: memory, copies and launches, all in the order of one stream.
@@ -29,8 +30,71 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// The arguments are of the kernel's type, and its addresses are memory of this device.
     unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+    /// Bytes of scratch that [`product`](Self::product) needs; none where the device has no library of products.
+    fn product_workspace(&self) -> Option<usize> {
+        None
+    }
+    /// Enqueues a plain product, or returns false if the device's library has no way to compute it: our own kernel is then used.
+    ///
+    /// # Safety
+    /// Operands, output and scratch are memory of this device, to the extents that the product says.
+    unsafe fn product(&self, product: &PlainProduct) -> Result<bool> {
+        let _ = product;
+        Ok(false)
+    }
     /// For messages.
     fn name(&self) -> String;
+}
+
+/// The 16-bit types that a library multiplies as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// `bf16`
+    Bf16,
+    /// `f16`
+    F16,
+}
+
+/// Where a row-major matrix lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of the first element.
+    pub address: u64,
+    /// In elements; not less than the columns.
+    pub row_stride: usize,
+}
+
+/// A product of 16-bit matrices with sums and output in `f32`, as [`Product`](crate::operations::Product). No extent is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainProduct {
+    /// Which operand is transposed.
+    pub layout: Layout,
+    /// Type of both operands.
+    pub storage: Storage,
+    /// m, n, k.
+    pub extents: [usize; 3],
+    /// \[m,k\], or \[k,m\] in [`Layout::Tn`].
+    pub left: Place,
+    /// \[k,n\], or \[n,k\] in [`Layout::Nt`].
+    pub right: Place,
+    /// \[m,n\] of `f32`.
+    pub out: Place,
+    /// Whether to add to `out` or to overwrite it, whatever it holds.
+    pub accumulate: bool,
+    /// [`Driver::product_workspace`] bytes from a multiple of 256 on.
+    pub workspace: u64,
+}
+
+impl PlainProduct {
+    /// Rows and columns of left, right and output as they stand.
+    pub fn shapes(&self) -> [[usize; 2]; 3] {
+        let [m, n, k] = self.extents;
+        match self.layout {
+            Layout::Nn => [[m, k], [k, n], [m, n]],
+            Layout::Nt => [[m, k], [n, k], [m, n]],
+            Layout::Tn => [[k, m], [k, n], [m, n]],
+        }
+    }
 }
 
 /// A kernel with its geometry and argument.

@@ -1,12 +1,13 @@
 //! [`Driver`] over a real GPU, through cudarc.
 
-use super::driver::{Driver, Launch};
+use super::blas::Blas;
+use super::driver::{Driver, Launch, PlainProduct};
 use super::image::{self, FAMILIES};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Dynamic shared memory that a kernel may ask for.
 const MAX_SHARED_BYTES: i32 = super::gemm::SHARED_BYTES as i32;
@@ -16,6 +17,8 @@ pub(super) struct Hardware {
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
+    /// Opened when first asked for: the library is large, and `f32` has no use for it.
+    blas: OnceLock<Option<Blas>>,
 }
 
 // SAFETY: handles of the driver may be used from any thread; each call binds the context first.
@@ -81,7 +84,7 @@ impl Hardware {
         probe(stream.context().ordinal())?;
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("binding the context"))?;
-        let mut loaded = Self { stream, modules: Vec::new(), functions: HashMap::new() };
+        let mut loaded = Self { stream, modules: Vec::new(), functions: HashMap::new(), blas: OnceLock::new() };
         for (family, kernels) in FAMILIES {
             let image = image::IMAGES.iter().find(|(name, _)| name == family).map(|(_, image)| *image);
             let image = image.ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
@@ -120,12 +123,17 @@ impl Hardware {
     fn bind(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(failed("binding the context"))
     }
+
+    fn blas(&self) -> Option<&Blas> {
+        self.blas.get_or_init(|| self.bind().ok().and_then(|()| Blas::open(self.stream.context()))).as_ref()
+    }
 }
 
 impl Drop for Hardware {
     fn drop(&mut self) {
         // Kernels may still run; their code must not go away. Errors have nowhere to go.
         let _ = self.stream.synchronize();
+        drop(self.blas.take());
         for module in &self.modules {
             // SAFETY: loaded by us, and nothing runs.
             let _ = unsafe { result::module::unload(*module) };
@@ -195,6 +203,17 @@ impl Driver for Hardware {
             )
         }
         .map_err(failed(launch.kernel))
+    }
+
+    fn product_workspace(&self) -> Option<usize> {
+        self.blas().map(Blas::workspace_bytes)
+    }
+
+    unsafe fn product(&self, product: &PlainProduct) -> Result<bool> {
+        let Some(blas) = self.blas() else { return Ok(false) };
+        self.bind()?;
+        // SAFETY: the caller's promise; the stream is of the context that the library was opened in.
+        unsafe { blas.product(product, self.stream.cu_stream()) }
     }
 
     fn name(&self) -> String {

@@ -201,6 +201,20 @@ impl Layout {
         Ok(address)
     }
 
+    /// Room that holds one thing at one time and another at another time.
+    pub(super) fn either<A, B>(
+        &mut self,
+        one: impl FnOnce(&mut Self) -> Result<A>,
+        other: impl FnOnce(&mut Self) -> Result<B>,
+    ) -> Result<(A, B)> {
+        let start = self.next;
+        let one = one(self)?;
+        let end = std::mem::replace(&mut self.next, start);
+        let other = other(self)?;
+        self.next = self.next.max(end);
+        Ok((one, other))
+    }
+
     /// Elements of `f64`, with room to align the first.
     fn len(&self) -> usize {
         let bytes = (self.next - self.start) as usize;

@@ -4,8 +4,13 @@
 //! `f32` within a tile and `f64` over tiles, each in a slot with one writer, folded in a fixed order. Operations only enqueue.
 //!
 //! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic.
+//!
+//! There is one way in for raw device pointers, unsafe and the same for all operations: [`CudaRef::from_raw`] and [`CudaRefMut::from_raw`].
+//! From there on everything is a checked, borrowed slice; so no operation has an unsafe twin that takes pointers and strides. An example
+//! of both ways in, cudarc's buffers and raw pointers, stands at [`Cuda`].
 
 mod backward;
+mod blas;
 mod decode;
 pub(crate) mod driver;
 mod dual;
@@ -48,6 +53,9 @@ pub trait CudaElement: Element + sealed::Sealed {
     /// Plain products: Nn, Nt, Tn.
     #[doc(hidden)]
     const PRODUCTS: [&'static str; 3];
+    /// What a library of products knows it as; none where only our kernels are accurate enough.
+    #[doc(hidden)]
+    const LIBRARY: Option<driver::Storage>;
 }
 
 mod sealed {
@@ -65,18 +73,21 @@ impl CudaElement for f32 {
     const KERNELS: image::Kernels = image::F32;
     const RAW_KERNEL: &'static str = "prepare_f32";
     const PRODUCTS: [&'static str; 3] = PRODUCTS_BF16;
+    const LIBRARY: Option<driver::Storage> = None;
 }
 impl CudaElement for bf16 {
     const IS_16_BIT: bool = true;
     const KERNELS: image::Kernels = image::BF16;
     const RAW_KERNEL: &'static str = "prepare_bf16";
     const PRODUCTS: [&'static str; 3] = PRODUCTS_BF16;
+    const LIBRARY: Option<driver::Storage> = Some(driver::Storage::Bf16);
 }
 impl CudaElement for f16 {
     const IS_16_BIT: bool = true;
     const KERNELS: image::Kernels = image::F16;
     const RAW_KERNEL: &'static str = "align_f16";
     const PRODUCTS: [&'static str; 3] = PRODUCTS_F16;
+    const LIBRARY: Option<driver::Storage> = Some(driver::Storage::F16);
 }
 
 /// How operands that an operation computes itself (centred or standardised activations, M, K, Ŵ) enter a product.
@@ -89,6 +100,20 @@ pub enum Precision {
     Storage,
 }
 
+/// What computes [`Backend::product`] where storage is `bf16` or `f16`. (`f32` is always multiplied by our kernels.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// cuBLASLt, where its shared library is found and knows a way to compute the product; else our kernels.
+    ///
+    /// It is looked for, in version 11 or later, under the names and in the places that the system's loader knows (on Linux: those in
+    /// `LD_LIBRARY_PATH` too), when the length of a workspace is first asked for. Its results too are the same bits each time, as long
+    /// as the library's version and the alignment of the operands are the same. Not yet run on hardware.
+    #[default]
+    Library,
+    /// Our kernels.
+    Own,
+}
+
 /// The CUDA backend with storage type `E`: `f32`, `bf16` or `f16`.
 ///
 /// All work goes to one stream, in order. Buffers of other origin enter by [`view`](Self::view) and [`view_mut`](Self::view_mut).
@@ -96,7 +121,60 @@ pub enum Precision {
 ///
 /// Every operation of the table is there. `wgmma`, TMA and a single launch for tiny steps are not used yet.
 ///
-/// No kernel has been timed or run on a GPU so far; they are executed by a PTX interpreter in the tests.
+/// Plain products of `bf16` and `f16` go to cuBLASLt if it is there: see [`Products`].
+///
+/// # Launching on one's own stream
+///
+/// cudarc's buffers need no unsafe code. A framework's tensor is an address and a row stride: [`CudaRef::from_raw`] and
+/// [`CudaRefMut::from_raw`] are the only unsafe step, and what they give goes wherever a view goes.
+///
+/// ```no_run
+/// use sae_kernels::cudarc::driver::CudaContext;
+/// use sae_kernels::{Cuda, CudaRef, DecoderFree, DecoderFreeConfig, DecoderFreeStep, MatMut, MatRef, Shape, bf16};
+///
+/// # fn tensor_of_a_framework() -> (u64, usize) { unimplemented!() }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (rows, inputs, latents) = (4096, 768, 6144);
+/// let stream = CudaContext::new(0)?.new_stream()?;
+/// let cuda = Cuda::<bf16>::on_stream(stream.clone())?;
+/// let mut model = DecoderFree::new(cuda.clone(), DecoderFreeConfig::new(Shape { rows, inputs, latents }))?;
+///
+/// let weight = stream.clone_htod(&vec![bf16::from_f32(0.01); latents * inputs])?;
+/// let bias = stream.alloc_zeros::<f32>(latents)?;
+/// let mut grad_weight = stream.alloc_zeros::<f32>(latents * inputs)?;
+/// let mut grad_bias = stream.alloc_zeros::<f32>(latents)?;
+///
+/// // The batch: a tensor of another library, for which this stream waits; or `cuda.view(&x)?` of a buffer of cudarc's.
+/// let (address, row_stride) = tensor_of_a_framework();
+/// // SAFETY: so many elements of this device's memory, kept and not written until the step is done.
+/// let x = unsafe { CudaRef::from_raw(address, (rows - 1) * row_stride + inputs) };
+///
+/// model.step(DecoderFreeStep {
+///     x: MatRef::from_memory(x, rows, inputs, row_stride)?,
+///     weight: MatRef::from_memory(cuda.view(&weight)?, latents, inputs, inputs)?,
+///     bias: cuda.view(&bias)?,
+///     grad_weight: MatMut::from_memory(cuda.view_mut(&mut grad_weight)?, latents, inputs, inputs)?,
+///     grad_bias: cuda.view_mut(&mut grad_bias)?,
+///     grad_x: None,
+///     activations: None,
+///     row_loss: None,
+/// })?;
+/// // All of it is only enqueued; this waits.
+/// println!("{:?}", model.losses()?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # CUDA graphs
+///
+/// Operations, steps of a model among them, may be captured from the stream. Run the same calls once before: the driver then has loaded the
+/// kernels, and cuBLASLt has been opened and has its plans. Views of cudarc's buffers are made before the capture too, for they may wait
+/// for another stream. Addresses, extents and scalars, such as [`Adam::step`], are those of the capture each time the graph is launched.
+///
+/// # On hardware
+///
+/// No kernel has been timed or run on a GPU so far, nor have the calls of cuBLASLt; the kernels are executed by a PTX interpreter in the
+/// tests.
 #[derive(Clone)]
 pub struct Cuda<E: CudaElement = f32> {
     core: Core,
@@ -109,6 +187,15 @@ pub struct Cuda<E: CudaElement = f32> {
 pub(crate) struct Core {
     driver: Arc<dyn Driver>,
     precision: Precision,
+    products: Products,
+}
+
+impl Core {
+    /// What the device's library knows the storage type as, and the bytes of scratch that it needs; none if it is not to be used.
+    fn library<E: CudaElement>(&self) -> Option<(driver::Storage, usize)> {
+        let storage = E::LIBRARY.filter(|_| self.products == Products::Library)?;
+        Some((storage, self.driver.product_workspace()?))
+    }
 }
 
 impl<E: CudaElement> Cuda<E> {
@@ -137,7 +224,8 @@ impl<E: CudaElement> Cuda<E> {
     /// Any device that answers as a driver does.
     #[doc(hidden)]
     pub fn on_driver(driver: Arc<dyn Driver>) -> Self {
-        Self { core: Core { driver, precision: Precision::default() }, hardware: None, element: PhantomData }
+        let core = Core { driver, precision: Precision::default(), products: Products::default() };
+        Self { core, hardware: None, element: PhantomData }
     }
 
     /// The same device and stream with another precision of computed operands. It changes the workspace's length.
@@ -149,6 +237,17 @@ impl<E: CudaElement> Cuda<E> {
     /// The precision of computed operands.
     pub fn precision(&self) -> Precision {
         self.core.precision
+    }
+
+    /// The same device and stream with something else to compute plain products. It changes the workspace's length.
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.core.products = products;
+        self
+    }
+
+    /// What computes plain products: [`Products::Library`] only if the device has the library and the storage type is one for it.
+    pub fn products(&self) -> Products {
+        if self.core.library::<E>().is_some() { Products::Library } else { Products::Own }
     }
 
     /// The stream that all work goes to; none on an emulated device.
@@ -236,7 +335,7 @@ impl<E: CudaElement> Backend for Cuda<E> {
             memory::workspace_len(|layout| statistics::finish_plan::<E>(core, layout, n, h))?,
             memory::workspace_len(|layout| dual::plan::<E>(core, layout, n, h))?,
             memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, true))?,
-            product::workspace_len::<E>(n, d, h)?,
+            product::workspace_len::<E>(core, n, d, h)?,
             memory::workspace_len(|layout| product::column_sums_plan(layout, n, d.max(h)))?,
             memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, false))?,
             memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))?,

@@ -1,8 +1,12 @@
 //! [`Product`] and [`ColumnSums`].
+//!
+//! A product of 16-bit matrices goes to the device's library, if it has one that takes it, else to `kernels/product.cu`.
 
+use super::driver::{Place, PlainProduct};
 use super::gemm::{Extents, ROWS_AT_A_TIME, TILE, blocks, raw_planes, take_planes};
 use super::memory::{self, Layout, View, lay_out};
 use super::{Argument, Core, Cuda, CudaElement};
+use crate::backend::Mat;
 use crate::error::Result;
 use crate::operations::{ColumnSums, Layout as Transposed, Product};
 use bytemuck::{Pod, Zeroable};
@@ -28,19 +32,38 @@ pub(super) fn row_blocks(rows: usize) -> impl Iterator<Item = std::ops::Range<us
     (0..count).map(move |i| i * ROWS_AT_A_TIME..rows.min((i + 1) * ROWS_AT_A_TIME))
 }
 
+/// A product's scratch: of our kernels or of the library, whichever computes it.
+struct Scratch {
+    left: u64,
+    right: u64,
+    library: u64,
+}
+
+/// What the library's scratch is aligned to.
+const LIBRARY_ALIGNMENT: usize = 256;
+
 /// Operands: left and right as they stand, [rows, cols].
-fn plan<E: CudaElement>(layout: &mut Layout, left: [usize; 2], right: [usize; 2]) -> Result<[u64; 2]> {
-    let [left, right] = [left, right].map(|[rows, cols]| take_planes(layout, raw_planes::<E>(), rows, cols));
-    Ok([left?, right?])
+fn plan<E: CudaElement>(core: &Core, layout: &mut Layout, left: [usize; 2], right: [usize; 2]) -> Result<Scratch> {
+    let ((left, right), library) = layout.either(
+        |layout| {
+            let mut take = |[rows, cols]: [usize; 2]| take_planes(layout, raw_planes::<E>(), rows, cols);
+            Ok((take(left)?, take(right)?))
+        },
+        |layout| match core.library::<E>() {
+            Some((_, bytes)) => layout.take::<u8>(bytes.saturating_add(LIBRARY_ALIGNMENT), 1),
+            None => Ok(0),
+        },
+    )?;
+    Ok(Scratch { left, right, library: library.next_multiple_of(LIBRARY_ALIGNMENT as u64) })
 }
 
 /// Elements for a product of any layout whose extents are these three, in any order.
-pub(super) fn workspace_len<E: CudaElement>(n: usize, d: usize, h: usize) -> Result<usize> {
+pub(super) fn workspace_len<E: CudaElement>(core: &Core, n: usize, d: usize, h: usize) -> Result<usize> {
     let mut most = 0;
     for [left, right] in [[[n, h], [n, d]], [[n, h], [h, d]], [[n, d], [h, d]]] {
         // Both extents rounded up: the same room for the transposed operand.
         let padded = |[rows, cols]: [usize; 2]| [rows.saturating_add(7) / 8 * 8, cols];
-        most = most.max(memory::workspace_len(|layout| plan::<E>(layout, padded(left), padded(right)))?);
+        most = most.max(memory::workspace_len(|layout| plan::<E>(core, layout, padded(left), padded(right)))?);
     }
     Ok(most)
 }
@@ -50,27 +73,50 @@ pub(super) fn product<E: CudaElement>(core: &Core, args: Product<'_, Cuda<E>>) -
     let (left, right, out) = (args.left, args.right, View::of(&args.out));
     let at_once = if args.layout == Transposed::Tn { ROWS_AT_A_TIME } else { usize::MAX };
     let shape = |rows: usize, cols: usize| [rows.min(at_once), cols];
-    let [left_at, right_at] = lay_out(&args.workspace, |layout| {
-        plan::<E>(layout, shape(left.rows(), left.cols()), shape(right.rows(), right.cols()))
+    let scratch = lay_out(&args.workspace, |layout| {
+        plan::<E>(core, layout, shape(left.rows(), left.cols()), shape(right.rows(), right.cols()))
     })?;
-    let [nn, nt, tn] = E::PRODUCTS;
-    match args.layout {
-        Transposed::Tn => {
-            for (index, range) in row_blocks(k).enumerate() {
-                let (left, right) = (left.rows_range(range.clone()), right.rows_range(range));
-                let epilogue = StoreEpilogue::new(out, args.accumulate || index > 0, false);
-                let extents = Extents::full(m, n, left.rows());
-                let (left, right) = (core.raw(&left, left_at)?, core.raw(&right, right_at)?);
-                core.gemm(tn, extents, left, right, &epilogue)?;
+    let one = |left: Mat<'_, Cuda<E>, E>, right: Mat<'_, Cuda<E>, E>, k: usize, accumulate: bool| -> Result<()> {
+        if let Some((storage, _)) = core.library::<E>()
+            && [m, n, k].iter().all(|extent| *extent > 0)
+        {
+            let place = |matrix: &Mat<'_, Cuda<E>, E>| Place {
+                address: matrix.data().address(),
+                row_stride: matrix.row_stride(),
+            };
+            let product = PlainProduct {
+                layout: args.layout,
+                storage,
+                extents: [m, n, k],
+                left: place(&left),
+                right: place(&right),
+                out: Place { address: out.address, row_stride: args.out.row_stride() },
+                accumulate,
+                workspace: scratch.library,
+            };
+            // SAFETY: the arguments borrow the matrices, whose extents were checked; the scratch lies in the workspace.
+            if unsafe { core.driver.product(&product) }? {
+                return Ok(());
             }
-            Ok(())
         }
-        Transposed::Nn | Transposed::Nt => {
-            let kernel = if args.layout == Transposed::Nn { nn } else { nt };
-            let (left, right) = (core.raw(&left, left_at)?, core.raw(&right, right_at)?);
-            core.gemm(kernel, Extents::full(m, n, k), left, right, &StoreEpilogue::new(out, args.accumulate, false))
-        }
+        let [nn, nt, tn] = E::PRODUCTS;
+        let kernel = match args.layout {
+            Transposed::Nn => nn,
+            Transposed::Nt => nt,
+            Transposed::Tn => tn,
+        };
+        let (left, right) = (core.raw(&left, scratch.left)?, core.raw(&right, scratch.right)?);
+        core.gemm(kernel, Extents::full(m, n, k), left, right, &StoreEpilogue::new(out, accumulate, false))
+    };
+    if args.layout != Transposed::Tn {
+        return one(left, right, k, args.accumulate);
     }
+    // The library's sums are of f32 as well, and its algorithms do not promise to cut them: it gets as many rows at a time as our kernels.
+    for (index, range) in row_blocks(k).enumerate() {
+        let rows = range.len();
+        one(left.rows_range(range.clone()), right.rows_range(range), rows, args.accumulate || index > 0)?;
+    }
+    Ok(())
 }
 
 #[repr(C)]

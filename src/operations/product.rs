@@ -5,7 +5,7 @@ use crate::backend::{Backend, Mat, MatOut, SliceMut};
 use crate::error::Result;
 
 /// Which operand of a product is transposed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// left \[m,k\] · right \[k,n\]: dx = dZ W.
     Nn,

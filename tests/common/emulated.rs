@@ -4,8 +4,9 @@
 use super::staged::Staged;
 use super::{Under, Where};
 use ptx_emulator::{Argument, Asynchronous, Device, Grid, Module, Options, Rounding, Schedule};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR};
-use sae_kernels::{Cuda, CudaElement, Result};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR, PlainProduct, Storage};
+use sae_kernels::operations::Layout;
+use sae_kernels::{Cuda, CudaElement, Element, Result, bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -28,34 +29,94 @@ fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
 }
 
 /// An emulated GPU.
-pub struct Emulated(Mutex<Device>);
+pub struct Emulated {
+    device: Mutex<Device>,
+    library: Option<Library>,
+}
+
+/// Answers plain products as cuBLASLt would: sums of f64, rounded once.
+struct Library {
+    takes: fn(&PlainProduct) -> bool,
+    asked: Mutex<Vec<PlainProduct>>,
+}
+
+/// Scratch of the library.
+const LIBRARY_BYTES: usize = 1000;
 
 impl Emulated {
     pub fn new(options: Options) -> Self {
         // What the smallest of the GPUs has.
-        Self(Mutex::new(Device::new(Options { shared_limit: 99 << 10, ..options })))
+        let device = Device::new(Options { shared_limit: 99 << 10, ..options });
+        Self { device: Mutex::new(device), library: None }
+    }
+
+    /// With a library that computes those plain products that it `takes`.
+    pub fn with_library(options: Options, takes: fn(&PlainProduct) -> bool) -> Self {
+        Self { library: Some(Library { takes, asked: Mutex::default() }), ..Self::new(options) }
+    }
+
+    /// The products that the library was asked for since the last call.
+    pub fn asked(&self) -> Vec<PlainProduct> {
+        self.library.as_ref().map_or_else(Vec::new, |library| std::mem::take(&mut library.asked.lock().unwrap()))
+    }
+}
+
+fn widened(storage: Storage, bytes: &[u8]) -> Vec<f64> {
+    let bits = bytes.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
+    match storage {
+        Storage::Bf16 => bits.map(|bits| bf16::from_bits(bits).to_f64()).collect(),
+        Storage::F16 => bits.map(|bits| f16::from_bits(bits).to_f64()).collect(),
+    }
+}
+
+/// The product, row by row, so that what lies between rows is neither read nor written.
+fn multiply(device: &mut Device, product: &PlainProduct) {
+    let [m, n, k] = product.extents;
+    let mut read = |place: sae_kernels::cuda_driver::Place, [rows, cols]: [usize; 2]| -> Vec<Vec<f64>> {
+        assert!(place.row_stride >= cols, "{product:?}");
+        (0..rows)
+            .map(|row| device.read(place.address + (row * place.row_stride * 2) as u64, cols * 2).unwrap())
+            .map(|bytes| widened(product.storage, &bytes))
+            .collect()
+    };
+    let [left_shape, right_shape, _] = product.shapes();
+    let (left, right) = (read(product.left, left_shape), read(product.right, right_shape));
+    let left_at = |i: usize, l: usize| if product.layout == Layout::Tn { left[l][i] } else { left[i][l] };
+    let right_at = |l: usize, j: usize| if product.layout == Layout::Nt { right[j][l] } else { right[l][j] };
+    for i in 0..m {
+        let address = product.out.address + (i * product.out.row_stride * 4) as u64;
+        let before = product.accumulate.then(|| device.read(address, n * 4).unwrap());
+        let mut row = Vec::with_capacity(n * 4);
+        for j in 0..n {
+            let before = before
+                .as_ref()
+                .map_or(0.0, |row| f64::from(f32::from_le_bytes(row[4 * j..4 * j + 4].try_into().unwrap())));
+            let sum: f64 = (0..k).map(|l| left_at(i, l) * right_at(l, j)).sum();
+            row.extend(((before + sum) as f32).to_le_bytes());
+        }
+        device.write(address, &row).unwrap();
     }
 }
 
 impl Driver for Emulated {
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        let mut device = self.0.lock().unwrap();
+        let mut device = self.device.lock().unwrap();
         let address = device.alloc(bytes);
         device.write(address, &vec![0; bytes]).unwrap();
         Ok(address)
     }
     unsafe fn free(&self, address: u64) {
         // A poisoned lock means that a test has failed already.
-        if let Ok(mut device) = self.0.lock() {
+        if let Ok(mut device) = self.device.lock() {
             assert!(device.free(address), "{address:#x} is not a live allocation");
         }
     }
     unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
-        self.0.lock().unwrap().write(target, source).unwrap();
+        self.device.lock().unwrap().write(target, source).unwrap();
         Ok(())
     }
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
-        target.copy_from_slice(&self.0.lock().unwrap().read(source, target.len()).unwrap());
+        target.copy_from_slice(&self.device.lock().unwrap().read(source, target.len()).unwrap());
         Ok(())
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
@@ -66,11 +127,28 @@ impl Driver for Emulated {
             cooperative: false,
         };
         let argument = Argument::bytes(launch.argument.bytes());
-        let result = self.0.lock().unwrap().launch(&modules()[launch.kernel], launch.kernel, grid, &[argument]);
+        let result = self.device.lock().unwrap().launch(&modules()[launch.kernel], launch.kernel, grid, &[argument]);
         if let Err(fault) = result {
             panic!("{fault}");
         }
         Ok(())
+    }
+    fn product_workspace(&self) -> Option<usize> {
+        self.library.as_ref().map(|_| LIBRARY_BYTES)
+    }
+    unsafe fn product(&self, product: &PlainProduct) -> Result<bool> {
+        let Some(library) = &self.library else { return Ok(false) };
+        assert!(product.extents.iter().all(|extent| *extent > 0), "{product:?}");
+        assert!(product.workspace.is_multiple_of(256), "{product:?}");
+        library.asked.lock().unwrap().push(*product);
+        if !(library.takes)(product) {
+            return Ok(false);
+        }
+        let mut device = self.device.lock().unwrap();
+        // All of its scratch is its own.
+        device.write(product.workspace, &[0xa5; LIBRARY_BYTES]).unwrap();
+        multiply(&mut device, product);
+        Ok(true)
     }
     fn name(&self) -> String {
         "an emulated GPU".into()

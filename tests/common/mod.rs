@@ -4,6 +4,8 @@
 pub mod anywhere;
 pub mod buffer;
 #[cfg(sae_kernels_ptx)]
+pub mod captured;
+#[cfg(sae_kernels_ptx)]
 pub mod emulated;
 pub mod golden;
 pub mod naive;
