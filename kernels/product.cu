@@ -1,7 +1,7 @@
 // Plain products C = left·right or C += left·right, with either operand transposed, and column sums.
 //
-// Bodies: gemm.cuh with an epilogue that stores f32. Long sums over rows (Tn) are cut by the host into at most 4096 rows a launch,
-// which bounds the rounding of the f32 accumulators.
+// Bodies: gemm.cuh with an epilogue that stores f32. Long sums over rows (Tn) are cut by the host into launches, which
+// bounds the rounding of the f32 accumulators.
 //
 // Geometry: gemm.cuh; column_sums: a thread a column, 128 rows a block. Not yet run on hardware.
 #include "store.cuh"

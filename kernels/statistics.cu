@@ -61,7 +61,7 @@ struct CoupleEpilogue {
                 v[i] += earlier[i];
                 // A dead column has correlation 0 whatever rounding left in the comoment.
                 const double c = live ? (double(v[i]) - mean_i * sum_j[i]) * scale * inverse_j[i] : 0.0;
-                v[i] = float(factor * c * inverse_i * inverse_j[i]);
+                v[i] = live ? float(factor * c * inverse_i * inverse_j[i]) : 0.0f;
                 const float square = float(c * c);
                 q_row += square, q_col[i] += square;
                 offset_row = fmaf(v[i], float(residue_j[i]), offset_row);

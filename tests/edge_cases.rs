@@ -163,7 +163,7 @@ fn no_latents<B: HostBackend>(under: &Under<B>) {
 fn no_inputs<B: HostBackend>(under: &Under<B>) {
     for objective in [LSE_ALONE, Objective::default(), Objective { lambda_wr: 1.0, ..Objective::default() }] {
         let problem = problem([5, 0, 4], objective).rounded_for::<B>();
-        for plan in Plan::all(problem.shape) {
+        for plan in Plan::all(under, problem.shape) {
             let context = format!("{}: D = 0 {plan:?}", under.name);
             let found = problem.step(under, &plan).unwrap();
             assert!(found.grad_weight.is_empty() && found.grad_x.is_empty());

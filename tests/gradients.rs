@@ -136,7 +136,7 @@ fn forms_blocks_and_shards_make_no_difference() {
                     &expected,
                     tolerance,
                 );
-                for plan in Plan::all(problem.shape) {
+                for plan in Plan::all(&reference(), problem.shape) {
                     let context = format!("{shape:?} {objective:?} {activation:?} {plan:?}");
                     assert_same(&context, &problem.step(&reference(), &plan).unwrap(), &expected, tolerance);
                     if plan.correlation_form == Form::Dual {

@@ -14,8 +14,12 @@ pub(super) const TILE: usize = 128;
 pub(super) const THREADS: u32 = 256;
 /// Shared memory of a block.
 pub(super) const SHARED_BYTES: u32 = (TILE * (TILE + 8) * 4) as u32;
-/// Rows that a product over rows sums at a time: it bounds the planes and the length of `f32` sums.
-pub(super) const ROWS_AT_A_TIME: usize = 4096;
+/// Rows that a product over rows sums at a time, by the planes of its operands: it bounds the scratch and the length of `f32` sums. Tensor
+/// cores may cut a sum instead of rounding it, once for 16 rows: within a thousand rows that costs no more than a hundred units in the last
+/// place, which rounding to one plane hides four times over.
+pub(super) fn rows_at_a_time(planes: u32) -> usize {
+    if planes > 1 { 1024 } else { 4096 }
+}
 
 /// A 16-bit operand, as `Operand` of `kernels/gemm.cuh`.
 #[repr(C)]

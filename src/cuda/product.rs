@@ -3,7 +3,7 @@
 //! A product of 16-bit matrices goes to the device's library, if it has one that takes it, else to `kernels/product.cu`.
 
 use super::driver::{Place, PlainProduct};
-use super::gemm::{Extents, ROWS_AT_A_TIME, TILE, blocks, raw_planes, take_planes};
+use super::gemm::{Extents, TILE, blocks, raw_planes, rows_at_a_time, take_planes};
 use super::memory::{self, Layout, View, lay_out};
 use super::{Argument, Core, Cuda, CudaElement};
 use crate::backend::Mat;
@@ -27,9 +27,10 @@ impl StoreEpilogue {
 }
 
 /// Blocks of rows that are summed at a time; one empty block for no rows.
-pub(super) fn row_blocks(rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let count = rows.div_ceil(ROWS_AT_A_TIME).max(1);
-    (0..count).map(move |i| i * ROWS_AT_A_TIME..rows.min((i + 1) * ROWS_AT_A_TIME))
+pub(super) fn row_blocks(rows: usize, planes: u32) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let at_a_time = rows_at_a_time(planes);
+    let count = rows.div_ceil(at_a_time).max(1);
+    (0..count).map(move |i| i * at_a_time..rows.min((i + 1) * at_a_time))
 }
 
 /// A product's scratch: of our kernels or of the library, whichever computes it.
@@ -71,8 +72,9 @@ pub(super) fn workspace_len<E: CudaElement>(core: &Core, n: usize, d: usize, h: 
 pub(super) fn product<E: CudaElement>(core: &Core, args: Product<'_, Cuda<E>>) -> Result<()> {
     let (m, n, k) = args.check()?;
     let (left, right, out) = (args.left, args.right, View::of(&args.out));
-    let at_once = if args.layout == Transposed::Tn { ROWS_AT_A_TIME } else { usize::MAX };
-    let shape = |rows: usize, cols: usize| [rows.min(at_once), cols];
+    let planes = raw_planes::<E>();
+    let at_a_time = if args.layout == Transposed::Tn { rows_at_a_time(planes) } else { usize::MAX };
+    let shape = |rows: usize, cols: usize| [rows.min(at_a_time), cols];
     let scratch = lay_out(&args.workspace, |layout| {
         plan::<E>(core, layout, shape(left.rows(), left.cols()), shape(right.rows(), right.cols()))
     })?;
@@ -112,7 +114,7 @@ pub(super) fn product<E: CudaElement>(core: &Core, args: Product<'_, Cuda<E>>) -
         return one(left, right, k, args.accumulate);
     }
     // The library's sums are of f32 as well, and its algorithms do not promise to cut them: it gets as many rows at a time as our kernels.
-    for (index, range) in row_blocks(k).enumerate() {
+    for (index, range) in row_blocks(k, planes).enumerate() {
         let rows = range.len();
         one(left.rows_range(range.clone()), right.rows_range(range), rows, args.accumulate || index > 0)?;
     }

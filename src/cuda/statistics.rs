@@ -1,6 +1,6 @@
 //! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
 
-use super::gemm::{Affine, Extents, Planes, ROWS_AT_A_TIME, Region, Source, TILE, blocks, derived_planes, take_planes};
+use super::gemm::{Affine, Extents, Planes, Region, Source, TILE, blocks, derived_planes, rows_at_a_time, take_planes};
 use super::memory::{CudaMemory, Layout, View, lay_out};
 use super::product::{StoreEpilogue, row_blocks};
 use super::reduce::Base;
@@ -38,14 +38,15 @@ pub(super) fn recentre<E: CudaElement>(core: &Core, args: Recentre<'_, Cuda<E>>)
 
 /// Planes of a block of centred rows.
 pub(super) fn comoments_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: usize, h: usize) -> Result<u64> {
-    take_planes(layout, derived_planes::<E>(core.precision), n.min(ROWS_AT_A_TIME), h)
+    let planes = derived_planes::<E>(core.precision);
+    take_planes(layout, planes, n.min(rows_at_a_time(planes)), h)
 }
 
 pub(super) fn comoments<E: CudaElement>(core: &Core, args: Comoments<'_, Cuda<E>>) -> Result<()> {
     let (n, h) = args.check()?;
     let planes = lay_out(&args.workspace, |layout| comoments_plan::<E>(core, layout, n, h))?;
     let out = View::of(&args.comoments);
-    for (index, rows) in row_blocks(n).enumerate() {
+    for (index, rows) in row_blocks(n, derived_planes::<E>(core.precision)).enumerate() {
         let operand = centred(core, args.activations.rows_range(rows.clone()), args.shift.address(), planes)?;
         let epilogue = StoreEpilogue::new(out, args.accumulate || index > 0, true);
         core.gemm("comoments", Extents::symmetric(h, rows.len()), operand, operand, &epilogue)?;
@@ -176,7 +177,7 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         }
         (_, Some(activations)) => {
             diagonal = coupling;
-            for (index, range) in row_blocks(rows).enumerate() {
+            for (index, range) in row_blocks(rows, derived_planes::<E>(core.precision)).enumerate() {
                 let (len, is_last) = (range.len(), range.end == rows);
                 let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
                 let region = if is_last { Region::Diagonal } else { Region::Upper };

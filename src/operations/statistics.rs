@@ -77,8 +77,8 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
 /// offset = M(μ − c') + d·(μ − mean)
 /// ```
 ///
-/// With `primal` the correlation is finished in its primal form, and variances are those on the diagonal of the comoments. Without it (λ_tc = 0, or the dual form, which
-/// [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
+/// With `primal` the correlation is finished in its primal form, and variances are those on the diagonal of the comoments. Without
+/// it (λ_tc = 0, or the dual form, which [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
 ///
 /// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
 /// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract; and for the rounding of `mean` in (a − μ)·d.

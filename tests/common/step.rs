@@ -45,7 +45,7 @@ impl Default for Plan {
 
 impl Plan {
     /// Forms, micro-batch sizes and layouts worth trying for a batch; fewer for large ones.
-    pub fn all(shape: Shape) -> Vec<Self> {
+    pub fn all<B: HostBackend>(under: &Under<B>, shape: Shape) -> Vec<Self> {
         let rows = shape.rows;
         let large = rows * shape.inputs * shape.latents > 1_000_000;
         let mut plans = Vec::new();
@@ -61,7 +61,8 @@ impl Plan {
                 plans.push(Self { block_rows: Some(block_rows), outputs: at % 3 == 0, place, ..Self::default() });
             }
         }
-        plans
+        let few = [0, 1, plans.len() - 1].map(|at| plans[at]);
+        under.cases(plans, few)
     }
 }
 
