@@ -3,9 +3,9 @@
 
 use super::Under;
 use super::staged::Staged;
-use ptx_emulator::{Argument, Asynchronous, Device, Grid, Module, Options, Rounding, Schedule};
+use ptx_emulator::{Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule};
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR};
-use sae_kernels::{Cuda, CudaElement, Result};
+use sae_kernels::{Cuda, CudaElement};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -35,10 +35,34 @@ impl Emulated {
         // What the smallest of the GPUs has.
         Self(Mutex::new(Device::new(Options { shared_limit: 99 << 10, ..options })))
     }
+
+    /// The device as it stands now.
+    pub fn snapshot(&self) -> Device {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Runs a kernel, and panics at the first broken rule.
+    pub fn run(&self, launch: &Launch) -> LaunchStats {
+        let result = launch_on(&mut self.0.lock().unwrap(), &modules()[launch.kernel], launch);
+        result.unwrap_or_else(|fault| panic!("{fault}"))
+    }
 }
 
+/// Launches a kernel of a module as the backend would.
+pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Result<LaunchStats, Fault> {
+    let grid = Grid {
+        grid: [launch.grid[0], launch.grid[1], 1],
+        block: [launch.threads, 1, 1],
+        shared_bytes: launch.shared_bytes,
+        cooperative: false,
+    };
+    device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
+}
+
+type Outcome<T> = sae_kernels::Result<T>;
+
 impl Driver for Emulated {
-    fn alloc(&self, bytes: usize) -> Result<u64> {
+    fn alloc(&self, bytes: usize) -> Outcome<u64> {
         let mut device = self.0.lock().unwrap();
         let address = device.alloc(bytes);
         device.write(address, &vec![0; bytes]).unwrap();
@@ -50,26 +74,16 @@ impl Driver for Emulated {
             assert!(device.free(address), "{address:#x} is not a live allocation");
         }
     }
-    unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
+    unsafe fn upload(&self, source: &[u8], target: u64) -> Outcome<()> {
         self.0.lock().unwrap().write(target, source).unwrap();
         Ok(())
     }
-    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Outcome<()> {
         target.copy_from_slice(&self.0.lock().unwrap().read(source, target.len()).unwrap());
         Ok(())
     }
-    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let grid = Grid {
-            grid: [launch.grid[0], launch.grid[1], 1],
-            block: [launch.threads, 1, 1],
-            shared_bytes: launch.shared_bytes,
-            cooperative: false,
-        };
-        let argument = Argument::bytes(launch.argument.bytes());
-        let result = self.0.lock().unwrap().launch(&modules()[launch.kernel], launch.kernel, grid, &[argument]);
-        if let Err(fault) = result {
-            panic!("{fault}");
-        }
+    unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
+        self.run(launch);
         Ok(())
     }
     fn name(&self) -> String {
