@@ -164,8 +164,10 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
                 comoments,
             };
             finish(13, None).run(under, dense);
-            let comoments = (0..45 * 45).map(|at| if at % 46 == 0 { 3.0 } else { 0.01 * (at % 45) as f64 }).collect();
-            finish(45, Some(comoments)).run(under, dense);
+            // Rows with two blocks of 32 columns before their own.
+            let h = 77;
+            let comoments = (0..h * h).map(|at| if at % (h + 1) == 0 { 3.0 } else { 0.01 * (at % h) as f64 }).collect();
+            finish(h, Some(comoments)).run(under, dense);
         }
         "backward" => {
             backward(20, 45, Activation::Softplus, primal(45)).run(under, dense);
