@@ -249,6 +249,14 @@ impl Device {
         Ok(self.global.host(pointer, 1, "look").map_err(|f| host_fault(*f))?.0.first_unwritten())
     }
 
+    /// A clone that looks for no races, and runs faster.
+    pub fn clone_without_race_checks(&self) -> Device {
+        let mut clone = self.clone();
+        clone.options.check_races = false;
+        clone.global.look_for_no_races();
+        clone
+    }
+
     /// The first address whose byte differs between a device and its clone; memory that only one of them has is not looked at.
     pub fn first_difference(&self, clone: &Device) -> Option<DevicePointer> {
         self.global.first_difference(&clone.global)

@@ -14,6 +14,8 @@ pub struct Site {
     pub text: String,
     /// Line of the source, from the last `.loc`, 0 without.
     pub source_line: u32,
+    /// Where inlined code itself stands, from the last `.loc`: the number of its `.file`, and the line.
+    pub innermost: (u32, u32),
 }
 
 const ORDERING: [&str; 12] = [
@@ -41,7 +43,7 @@ pub fn sites(ptx: &str) -> Vec<Site> {
 
 fn find(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
     let mut found = Vec::new();
-    let (mut function, mut source_line) = (String::new(), 0);
+    let (mut function, mut source_line, mut innermost) = (String::new(), 0, (0, 0));
     for (i, line) in ptx.lines().enumerate() {
         let text = line.trim();
         if let Some((_, rest)) = text.split_once(".entry ").or_else(|| text.split_once(".func ")) {
@@ -50,10 +52,19 @@ fn find(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
         if let Some(rest) = text.strip_prefix(".loc") {
             // The outermost place: where the kernel itself is.
             let numbers = rest.split_once("inlined_at").map_or(rest, |(_, at)| at);
-            source_line = numbers.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+            let number =
+                |text: &str, at: usize| text.split_whitespace().nth(at).and_then(|n| n.parse().ok()).unwrap_or(0);
+            source_line = number(numbers, 1);
+            innermost = (number(rest, 0), number(rest, 1));
         }
         if wanted(text) {
-            found.push(Site { function: function.clone(), line: i + 1, text: text.to_string(), source_line });
+            found.push(Site {
+                function: function.clone(),
+                line: i + 1,
+                text: text.to_string(),
+                source_line,
+                innermost,
+            });
         }
     }
     found
@@ -76,7 +87,8 @@ pub fn negate(ptx: &str, site: &Site) -> String {
 /// The text with the instruction at `site` deleted; every other line keeps its number. Where a barrier also reduces, each thread is
 /// left with its own value.
 pub fn without(ptx: &str, site: &Site) -> String {
-    if let Some((_, operands)) = site.text.split_once(".red.or.pred").or_else(|| site.text.split_once(".red.and.pred")) {
+    if let Some((_, operands)) = site.text.split_once(".red.or.pred").or_else(|| site.text.split_once(".red.and.pred"))
+    {
         let operands: Vec<&str> = operands.trim().trim_end_matches(';').split(',').map(str::trim).collect();
         if let (Some(result), Some(value)) = (operands.first(), operands.last()) {
             return replace(ptx, site, &format!("mov.pred {result}, {value};"));
@@ -109,6 +121,16 @@ pub fn only(ptx: &str, kernel: &str) -> String {
         out.push('\n');
     }
     out
+}
+
+/// The names of the source files, by the numbers that `.loc` gives them.
+pub fn files(ptx: &str) -> Vec<(u32, String)> {
+    let name = |line: &str| {
+        let mut words = line.trim().strip_prefix(".file")?.trim().splitn(2, char::is_whitespace);
+        let (number, path) = (words.next()?.parse().ok()?, words.next()?.split('"').nth(1)?);
+        Some((number, path.rsplit('/').next().unwrap_or(path).to_string()))
+    };
+    ptx.lines().filter_map(name).collect()
 }
 
 /// Every instruction that `wanted` picks by its text, in order.
@@ -156,7 +178,8 @@ mod tests {
 
     #[test]
     fn one_kernel_stays() {
-        let ptx = ".version 9.0\n.visible .entry a(\n)\n{\n{ // }\nbar.sync 0;\n}\n}\n.visible .entry b()\n{\nret;\n}\n";
+        let ptx =
+            ".version 9.0\n.visible .entry a(\n)\n{\n{ // }\nbar.sync 0;\n}\n}\n.visible .entry b()\n{\nret;\n}\n";
         let b = only(ptx, "b");
         assert_eq!(b, ".version 9.0\n\n\n\n\n\n\n\n.visible .entry b()\n{\nret;\n}\n");
         assert_eq!(sites(&only(ptx, "a")), sites(ptx));
