@@ -326,8 +326,6 @@ enum Found {
     Checker(&'static str),
     Numbers,
     Nowhere,
-    /// On the list, like another at the same place that survived.
-    NotTried,
 }
 
 const DELETED: &str = "deleted";
@@ -628,18 +626,13 @@ fn check(family: &str) {
             };
             let survivor = if kind == DELETED { None } else { listed(kernel, file, line) };
             if let Some(at) = survivor {
-                // One survivor is enough to keep its place in the list.
                 on_the_list.entry(at).or_default().insert(*kernel);
-                if survived.get(&at).is_some_and(|kernels| kernels.contains(kernel)) {
-                    *table.entry((kind, Found::NotTried)).or_default() += 1;
-                    continue;
-                }
             }
             let found = match Module::parse(&text) {
                 Err(_) => Found::NotLoaded,
                 Ok(module) if kind == DELETED => try_out(&module, launches, true),
                 Ok(module) => match try_out(&module, launches, false) {
-                    Found::Nowhere if kind == NEGATED => try_out(&module, launches, true),
+                    Found::Nowhere if kind == NEGATED && survivor.is_none() => try_out(&module, launches, true),
                     found => found,
                 },
             };
