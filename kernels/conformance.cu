@@ -1,44 +1,44 @@
-// One tiny kernel for each instruction that the emulator and the hardware must agree on.
+// One tiny kernel for each instruction that the emulator and the hardware must agree on. What has a wrapper in ptx.cuh is called through
+// it, so that the wrapper itself is checked.
 //
-// Every kernel is one warp with the same arguments: 1024 input words, the same for all, and 1024 output words, of which it
-// writes what it needs. The emulator's outputs are written by `cargo run -p ptx-emulator --example conformance`; the chip's
-// are to be compared with them word by word. Approximate functions and the last bits of mma may differ; all else may not.
-#include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+// Every kernel is one warp with the same arguments: 1024 input words, the same for all, and 1024 output words, all ones before, of which
+// it writes what it needs. tests/cuda_hardware.rs compares what a chip and the emulator make of them, word by word. Approximate functions
+// and the last bits of mma may differ; all else may not.
+#include "ptx.cuh"
 
 #define CHECK extern "C" __global__ void __launch_bounds__(32)
 #define ARGUMENTS const uint32_t *in, uint32_t *out
 #define LANE const int lane = threadIdx.x
 
-static __device__ __forceinline__ uint32_t shared_at(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 static __device__ __forceinline__ uint32_t word(float x) { return __float_as_uint(x); }
 // Random bits to numbers of moderate size and both signs: exponents −7 to 0.
 static __device__ __forceinline__ uint32_t two_bf16(uint32_t w) { return (w & 0x83FF83FFu) | 0x3C003C00u; }
 static __device__ __forceinline__ uint32_t two_f16(uint32_t w) { return (w & 0x9FFF9FFFu) | 0x20002000u; }
 static __device__ __forceinline__ float one_f32(uint32_t w) { return __uint_as_float((w & 0x83FFFFFFu) | 0x3C000000u); }
 
-#define MMA(NAME, SHAPE, TYPE, OPERAND)                                                                                  \
+#define MMA(NAME, OPERAND, ...)                                                                                          \
     CHECK NAME(ARGUMENTS) {                                                                                              \
         LANE;                                                                                                            \
         uint32_t a[4], b[2];                                                                                             \
         float d[4];                                                                                                      \
         for (int i = 0; i < 4; ++i) a[i] = OPERAND(in[lane * 4 + i]), d[i] = one_f32(in[256 + lane * 4 + i]);            \
         for (int i = 0; i < 2; ++i) b[i] = OPERAND(in[128 + lane * 2 + i]);                                              \
-        asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE                                             \
-                     ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                        \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                    \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                \
+        __VA_ARGS__;                                                                                                     \
         for (int i = 0; i < 4; ++i) out[lane * 4 + i] = word(d[i]);                                                      \
     }
-MMA(c_mma_bf16, "m16n8k16", "bf16", two_bf16)
-MMA(c_mma_f16, "m16n8k16", "f16", two_f16)
-MMA(c_mma_tf32, "m16n8k8", "tf32", (uint32_t))
-// tf32 from plain words is full of extremes; this one is tame.
+MMA(c_mma_bf16, two_bf16, mma_m16n8k16(d, a, b, __nv_bfloat16()))
+MMA(c_mma_f16, two_f16, mma_m16n8k16(d, a, b, __half()))
+// tf32 from plain words is full of extremes; that from one_tf32 is tame.
 static __device__ __forceinline__ uint32_t one_tf32(uint32_t w) { return word(one_f32(w)); }
-MMA(c_mma_tf32_tame, "m16n8k8", "tf32", one_tf32)
+static __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+MMA(c_mma_tf32, (uint32_t), mma_tf32(d, a, b))
+MMA(c_mma_tf32_tame, one_tf32, mma_tf32(d, a, b))
 
-#define LOAD_MATRIX(NAME, FORM, COUNT, REGISTERS, ...)                                                                   \
+#define LOAD_MATRIX(NAME, COUNT, ...)                                                                                    \
     CHECK NAME(ARGUMENTS) {                                                                                              \
         LANE;                                                                                                            \
         __shared__ __align__(16) uint32_t rows[128];                                                                     \
@@ -46,32 +46,54 @@ MMA(c_mma_tf32_tame, "m16n8k8", "tf32", one_tf32)
         __syncwarp();                                                                                                    \
         uint32_t r[4] = {};                                                                                              \
         /* Rows in an order of their own. */                                                                             \
-        asm volatile("ldmatrix.sync.aligned.m8n8." FORM ".shared.b16 {" REGISTERS "}, [%4];"                              \
-                     : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])                                                    \
-                     : "r"(shared_at(rows + (lane * 5 + 3) % 32 * 4))                                                    \
-                     : "memory");                                                                                        \
+        const uint32_t at = shared_address(rows + (lane * 5 + 3) % 32 * 4);                                              \
+        __VA_ARGS__;                                                                                                     \
         for (int i = 0; i < COUNT; ++i) out[lane * 4 + i] = r[i];                                                        \
     }
-LOAD_MATRIX(c_ldmatrix_x1, "x1", 1, "%0")
-LOAD_MATRIX(c_ldmatrix_x2, "x2", 2, "%0,%1")
-LOAD_MATRIX(c_ldmatrix_x4, "x4", 4, "%0,%1,%2,%3")
-LOAD_MATRIX(c_ldmatrix_x1_trans, "x1.trans", 1, "%0")
-LOAD_MATRIX(c_ldmatrix_x2_trans, "x2.trans", 2, "%0,%1")
-LOAD_MATRIX(c_ldmatrix_x4_trans, "x4.trans", 4, "%0,%1,%2,%3")
+#define LDMATRIX(FORM, REGISTERS)                                                                                        \
+    asm volatile("ldmatrix.sync.aligned.m8n8." FORM ".shared.b16 {" REGISTERS "}, [%4];"                                  \
+                 : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])                                                        \
+                 : "r"(at)                                                                                               \
+                 : "memory")
+LOAD_MATRIX(c_ldmatrix_x1, 1, LDMATRIX("x1", "%0"))
+LOAD_MATRIX(c_ldmatrix_x2, 2, LDMATRIX("x2", "%0,%1"))
+LOAD_MATRIX(c_ldmatrix_x4, 4, ldmatrix_x4(r, at))
+LOAD_MATRIX(c_ldmatrix_x1_trans, 1, LDMATRIX("x1.trans", "%0"))
+LOAD_MATRIX(c_ldmatrix_x2_trans, 2, LDMATRIX("x2.trans", "%0,%1"))
+LOAD_MATRIX(c_ldmatrix_x4_trans, 4, ldmatrix_x4_trans(r, at))
 
-// Copies of 16, 8 and 4 bytes of which lane l fills l % (n + 1); the last in a group that is waited for on its own.
-CHECK c_cp_async(ARGUMENTS) {
+// Two groups of copies of 16 bytes, of which lane l fills l % 17; the second is waited for on its own.
+CHECK c_cp_async_16(ARGUMENTS) {
     LANE;
-    __shared__ __align__(16) uint32_t a[128], b[64], c[32];
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(a + lane * 4)), "l"(in + lane * 4), "r"(lane % 17));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_at(b + lane * 2)), "l"(in + lane * 2), "r"(lane % 9));
-    asm volatile("cp.async.commit_group;");
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_at(c + lane)), "l"(in + lane), "r"(lane % 5));
-    asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
+    __shared__ __align__(16) uint32_t a[128], b[128];
+    cp_async_16(shared_address(a + lane * 4), in + lane * 4, lane % 17);
+    cp_async_commit();
+    cp_async_16(shared_address(b + lane * 4), in + 128 + lane * 4, 16 - lane % 17);
+    cp_async_commit();
+    cp_async_wait<1>();
     for (int i = 0; i < 4; ++i) out[lane * 4 + i] = a[lane * 4 + i];
-    for (int i = 0; i < 2; ++i) out[128 + lane * 2 + i] = b[lane * 2 + i];
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-    out[192 + lane] = c[lane];
+    cp_async_wait<0>();
+    for (int i = 0; i < 4; ++i) out[128 + lane * 4 + i] = b[lane * 4 + i];
+}
+
+// Copies of 8 and 4 bytes, of which lane l fills l % (n + 1).
+CHECK c_cp_async_small(ARGUMENTS) {
+    LANE;
+    __shared__ __align__(16) uint32_t b[64], c[32];
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(b + lane * 2)), "l"(in + lane * 2), "r"(lane % 9) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(c + lane)), "l"(in + lane), "r"(lane % 5) : "memory");
+    cp_async_commit();
+    cp_async_wait<0>();
+    for (int i = 0; i < 2; ++i) out[lane * 2 + i] = b[lane * 2 + i];
+    out[64 + lane] = c[lane];
+}
+
+CHECK c_max_nan(ARGUMENTS) {
+    LANE;
+    out[lane] = word(max_nan(one_f32(in[lane]), one_f32(in[32 + lane])));
+    // Any words: infinities and NaN among them.
+    out[32 + lane] = word(max_nan(__uint_as_float(in[lane] | 0x7F000000u), one_f32(in[32 + lane])));
+    out[64 + lane] = word(max_nan(one_f32(in[lane]), __uint_as_float(in[32 + lane] | 0x7F000000u)));
 }
 
 CHECK c_approximate(ARGUMENTS) {
@@ -105,8 +127,8 @@ CHECK c_extremes(ARGUMENTS) {
     const uint32_t special[8] = {0, 0x80000000u, 0x3F800000u, 0xBF800000u, 0x7F800000u, 0xFF800000u, 0x7FC00000u, 1};
     for (int j = 0; j < 8; ++j) {
         const float x = __uint_as_float(special[lane % 8]), y = __uint_as_float(special[j]);
-        float a, b;
-        asm("max.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(x), "f"(y));
+        const float a = max_nan(x, y);
+        float b;
         asm("min.NaN.f32 %0, %1, %2;" : "=f"(b) : "f"(x), "f"(y));
         uint32_t* o = out + lane % 8 * 64 + j * 8;
         if (lane >= 8) continue;

@@ -82,7 +82,8 @@ struct Tile {
     /// several such sums of one tile.
     __device__ __forceinline__ void column_sums(const float (&v)[4], double* slots, int which) const {
         float* partial = data + which * WARPS * TILE;
-        __syncthreads();
+        // A further sum has room of its own, and nobody reads the tile any more.
+        if (which == 0) __syncthreads();
 #pragma unroll
         for (int i = 0; i < 4; ++i) partial[threadIdx.x / 32 * TILE + lane_col() + i] = v[i];
         __syncthreads();
@@ -224,8 +225,7 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
         }
     }
 
-    // The stages' memory becomes the tile's.
-    cp_async_wait<0>();
+    // The stages' memory becomes the tile's. No copy is under way: the last wait left only empty groups.
     __syncthreads();
     float* data = reinterpret_cast<float*>(shared_memory);
     const int lane = threadIdx.x % 32;

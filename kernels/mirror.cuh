@@ -18,10 +18,10 @@ __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<floa
     if (on_diagonal) return;
     for (int mirrored = tile.first_row(); mirrored < min(tile.first_row() + WARP_ROWS, tile.cols); ++mirrored) {
         float v[4];
-        const int count = max(0, min(4, tile.rows - col));
+        // Above the diagonal every tile has all its rows.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = i < count ? tile.data[(col + i) * TILE_STRIDE + mirrored] : 0.0f;
-        store4(out.at(tile.col0 + mirrored, tile.row0 + col), v, count);
+        for (int i = 0; i < 4; ++i) v[i] = tile.data[(col + i) * TILE_STRIDE + mirrored];
+        store4(out.at(tile.col0 + mirrored, tile.row0 + col), v, 4);
     }
 }
 

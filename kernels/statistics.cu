@@ -51,7 +51,7 @@ struct CoupleEpilogue {
                     load4(earlier, from, count);
                 } else {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i)
+                    for (int i = 1; i < 4; ++i)
                         if (i >= first && i < count) earlier[i] = from[i];
                 }
             }

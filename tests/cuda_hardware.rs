@@ -9,7 +9,10 @@ use common::anywhere::{Step, Training};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, ops, relative, rng, rounded, uniform};
 use libtest_mimic::{Arguments, Failed, Trial};
+use ptx_emulator::{Module, Options, conformance};
 use sae_kernels::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use sae_kernels::cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use sae_kernels::cudarc::nvrtc::Ptx;
 use sae_kernels::operations::Layout;
 use sae_kernels::{
     Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Form, Objective, Precision, Products, Shape, bf16, f16,
@@ -19,7 +22,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let required = std::env::var("SAE_KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1");
     let missing = Cuda::<f32>::new(0).err().map(|error| error.to_string());
-    let mut trials = Vec::new();
+    let mut trials = vec![Trial::test("conformance", instructions)];
     for form in [Form::Primal, Form::Dual] {
         let name = format!("{form:?}").to_lowercase();
         trials.push(Trial::test(format!("step_f32_{name}"), move || step::<f32>(form)));
@@ -47,6 +50,37 @@ fn main() {
         trials = trials.into_iter().map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true)).collect();
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Every kernel of `kernels/conformance.cu` here and on the emulator. With `SAE_KERNELS_RECORD=FOLDER` the chip's output is written there,
+/// to be kept in `emulator/tests/golden/`.
+fn instructions() -> Result<(), Failed> {
+    let module = Module::parse(conformance::PTX)?;
+    let context = CudaContext::new(0)?;
+    let stream = context.new_stream()?;
+    let loaded = context.load_module(Ptx::from_src(conformance::PTX))?;
+    let input = stream.clone_htod(&conformance::input())?;
+    let (mut recorded, mut differences) = (String::new(), Vec::new());
+    for kernel in module.kernels() {
+        let function = loaded.load_function(kernel)?;
+        let mut output = stream.clone_htod(&[conformance::UNWRITTEN; conformance::WORDS])?;
+        let geometry = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the kernels take pointers to this many words of input and output.
+        unsafe { stream.launch_builder(&function).arg(&input).arg(&mut output).launch(geometry) }?;
+        let chip = stream.clone_dtoh(&output)?;
+        recorded += &conformance::to_line(kernel, &chip);
+        recorded.push('\n');
+        differences.extend(
+            conformance::compare(kernel, &chip, &conformance::emulated(&module, kernel, Options::default())?).err(),
+        );
+    }
+    if let Some(folder) = std::env::var_os("SAE_KERNELS_RECORD") {
+        let name = context.name()?.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let path = std::path::Path::new(&folder).join(format!("{name}.txt"));
+        std::fs::write(&path, recorded)?;
+        println!("recorded {}", path.display());
+    }
+    if differences.is_empty() { Ok(()) } else { Err(differences.join("\n").into()) }
 }
 
 fn step<E: CudaElement + CpuElement>(form: Form) -> Result<(), Failed> {

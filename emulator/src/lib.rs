@@ -4,6 +4,7 @@
 mod arith;
 mod clocks;
 mod collective;
+pub mod conformance;
 mod decode;
 mod defined;
 mod device;

@@ -390,6 +390,25 @@ impl Machine<'_, '_> {
         }
         block.warps[warp].swap_remove(i);
         crate::collective::execute(self.env, block, warp, mask, meeting, pc)?;
+        // Matrix instructions often follow each other directly: the warp is together already. Where threads are to be mixed, they meet anew.
+        let mixed = self.env.options.preemption.is_some() || matches!(self.env.options.schedule, Schedule::Random(_));
+        let mut last = pc;
+        while let (false, true, Some(Instruction { guard: TRUE, op: Op::Meet(next), .. })) =
+            (mixed, mask == lanes, kernel.code.get(last as usize + 1))
+            && next.mask.is_none()
+        {
+            last += 1;
+            crate::collective::execute(self.env, block, warp, mask, next, last)?;
+        }
+        if last != pc {
+            let more = u64::from(last - pc);
+            for l in (0..32).filter(|l| mask >> l & 1 == 1) {
+                let thread = &mut block.threads[thread_of(warp, l)];
+                thread.pc = last;
+                thread.executed += more;
+                self.env.executed += more;
+            }
+        }
         for l in (0..32).filter(|l| mask >> l & 1 == 1) {
             self.wake(b, thread_of(warp, l));
         }
@@ -429,8 +448,10 @@ impl Machine<'_, '_> {
             }
         }
         let p = block.register(slots, t, op.p) != 0;
-        let gone = block.threads.iter().position(|x| x.state == State::Done);
-        if let (Some(gone), true) = (gone, op.count == SINK) {
+        if op.count == SINK
+            && block.live < block.threads.len()
+            && let Some(gone) = block.threads.iter().position(|x| x.state == State::Done)
+        {
             let message = format!("barrier {id} waits for all {all} threads, but thread {gone} has returned");
             return Err(wrong(block, Rule::DepartedThread, message));
         }

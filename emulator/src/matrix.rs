@@ -2,7 +2,7 @@
 //!
 //! Fragment layouts are those of the PTX ISA, section "Matrix fragments for mma".
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::{Rounding, arith::Type};
 
@@ -15,6 +15,9 @@ pub(crate) struct Shape {
 
 /// One value of 32 bits for each register of a fragment, for each lane.
 pub(crate) type Fragment = [[u32; 4]; 32];
+
+/// The NaN that tensor cores give.
+const NAN: u32 = 0x7FFF_FFFF;
 
 impl Shape {
     /// `types` are those of d, a, b and c.
@@ -40,9 +43,11 @@ impl Shape {
     }
 
     /// The values in one register: two of 16 bits, or one of tf32, whose low 13 bits are ignored.
+    #[inline]
     fn values(self, bits: u32) -> [f32; 2] {
         match self.element {
-            Type::Bf16 => [bf16::from_bits(bits as u16).to_f32(), bf16::from_bits((bits >> 16) as u16).to_f32()],
+            // The upper half of an f32.
+            Type::Bf16 => [f32::from_bits(bits << 16), f32::from_bits(bits & 0xFFFF_0000)],
             Type::F16 => [f16::from_bits(bits as u16).to_f32(), f16::from_bits((bits >> 16) as u16).to_f32()],
             _ => [f32::from_bits(bits & 0xFFFF_E000), 0.0],
         }
@@ -54,6 +59,16 @@ impl Shape {
         let depth = self.depth;
         let (mut rows, mut columns) = ([[0f32; 16]; 16], [[0f32; 8]; 16]);
         let [_, na, nb, _] = self.registers();
+        // Beyond a matrix's edge stand zeros, which change no sum but −0.
+        let zeros = |fragment: &Fragment, n: usize| fragment.iter().all(|lane| lane[..n].iter().all(|&bits| bits == 0));
+        let finite = |fragment: &Fragment, n: usize| {
+            fragment.iter().all(|lane| lane[..n].iter().all(|&bits| self.values(bits).iter().all(|v| v.is_finite())))
+        };
+        let unchanged = (zeros(a, na) && finite(b, nb)) || (zeros(b, nb) && finite(a, na));
+        if unchanged && c.iter().flatten().all(|&v| v != 0x8000_0000) {
+            let same = |v: u32| if f32::from_bits(v).is_nan() { NAN } else { v };
+            return c.map(|lane| lane.map(same));
+        }
         for lane in 0..32 {
             let (group, thread) = (lane / 4, lane % 4);
             for r in 0..na {
@@ -101,7 +116,7 @@ impl Shape {
         for (lane, d) in d.iter_mut().enumerate() {
             for (r, d) in d.iter_mut().enumerate() {
                 let v = sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
-                *d = if v.is_nan() { 0x7FFF_FFFF } else { v.to_bits() };
+                *d = if v.is_nan() { NAN } else { v.to_bits() };
             }
         }
         d
@@ -150,6 +165,23 @@ mod tests {
                 let d = shape.product(&ones, &ones, &c, rounding);
                 assert!(d.iter().flatten().all(|&v| f32::from_bits(v) == shape.depth as f32 + 1.0), "{size} {ty:?}");
             }
+        }
+    }
+
+    #[test]
+    fn zeros_change_no_sum() {
+        let shape = Shape::find("m16n8k16", [Type::F32, Type::Bf16, Type::Bf16, Type::F32]).unwrap();
+        let (zeros, ones) = ([[0; 4]; 32], [[0x3F80_3F80; 4]; 32]);
+        let mut c = [[0x8000_0001; 4]; 32];
+        c[3] = [f32::INFINITY.to_bits(), 0x3F80_0001, 0, 0xFFFF_FFFF];
+        let want = c.map(|lane| lane.map(|v| if v == 0xFFFF_FFFF { NAN } else { v }));
+        let infinite = [[0x7F80_7F80; 4]; 32];
+        for rounding in [Rounding::F32, Rounding::Exact, Rounding::Truncate] {
+            assert_eq!(shape.product(&zeros, &ones, &c, rounding), want);
+            assert_eq!(shape.product(&ones, &zeros, &c, rounding), want);
+            assert_eq!(shape.product(&zeros, &infinite, &c, rounding), [[NAN; 4]; 32]);
+            let negative = [[0x8000_0000; 4]; 32];
+            assert_eq!(shape.product(&zeros, &ones, &negative, rounding), zeros);
         }
     }
 

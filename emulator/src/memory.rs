@@ -190,6 +190,18 @@ impl Global {
         true
     }
 
+    pub(crate) fn look_for_no_races(&mut self) {
+        self.races = false;
+        self.allocations.iter_mut().for_each(|a| a.memory.cells = None);
+    }
+
+    pub(crate) fn first_difference(&self, other: &Global) -> Option<u64> {
+        self.allocations.iter().zip(&other.allocations).find_map(|(a, b)| {
+            let at = a.memory.bytes.iter().zip(&b.memory.bytes).position(|(a, b)| a != b)?;
+            Some(a.base + at as u64)
+        })
+    }
+
     pub(crate) fn new_launch(&mut self) {
         self.allocations.iter_mut().for_each(|a| a.memory.new_launch());
     }

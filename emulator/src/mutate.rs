@@ -14,6 +14,8 @@ pub struct Site {
     pub text: String,
     /// Line of the source, from the last `.loc`, 0 without.
     pub source_line: u32,
+    /// Where inlined code itself stands, from the last `.loc`: the number of its `.file`, and the line.
+    pub innermost: (u32, u32),
 }
 
 const ORDERING: [&str; 12] = [
@@ -41,7 +43,7 @@ pub fn sites(ptx: &str) -> Vec<Site> {
 
 fn find(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
     let mut found = Vec::new();
-    let (mut function, mut source_line) = (String::new(), 0);
+    let (mut function, mut source_line, mut innermost) = (String::new(), 0, (0, 0));
     for (i, line) in ptx.lines().enumerate() {
         let text = line.trim();
         if let Some((_, rest)) = text.split_once(".entry ").or_else(|| text.split_once(".func ")) {
@@ -50,10 +52,19 @@ fn find(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
         if let Some(rest) = text.strip_prefix(".loc") {
             // The outermost place: where the kernel itself is.
             let numbers = rest.split_once("inlined_at").map_or(rest, |(_, at)| at);
-            source_line = numbers.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+            let number =
+                |text: &str, at: usize| text.split_whitespace().nth(at).and_then(|n| n.parse().ok()).unwrap_or(0);
+            source_line = number(numbers, 1);
+            innermost = (number(rest, 0), number(rest, 1));
         }
         if wanted(text) {
-            found.push(Site { function: function.clone(), line: i + 1, text: text.to_string(), source_line });
+            found.push(Site {
+                function: function.clone(),
+                line: i + 1,
+                text: text.to_string(),
+                source_line,
+                innermost,
+            });
         }
     }
     found
@@ -73,9 +84,58 @@ pub fn negate(ptx: &str, site: &Site) -> String {
     replace(ptx, site, &by)
 }
 
-/// The text with the instruction at `site` deleted; every other line keeps its number.
+/// The text with the instruction at `site` deleted; every other line keeps its number. Where a barrier also reduces, each thread is
+/// left with its own value.
 pub fn without(ptx: &str, site: &Site) -> String {
+    if let Some((_, operands)) = site.text.split_once(".red.or.pred").or_else(|| site.text.split_once(".red.and.pred"))
+    {
+        let operands: Vec<&str> = operands.trim().trim_end_matches(';').split(',').map(str::trim).collect();
+        if let (Some(result), Some(value)) = (operands.first(), operands.last()) {
+            return replace(ptx, site, &format!("mov.pred {result}, {value};"));
+        }
+    }
     replace(ptx, site, "")
+}
+
+/// The text with every kernel but one taken out, so that a mutant of it loads fast; every line keeps its number.
+pub fn only(ptx: &str, kernel: &str) -> String {
+    let mut out = String::with_capacity(ptx.len());
+    // Within another kernel: how many braces are open, and whether one was.
+    let mut other: Option<(i32, bool)> = None;
+    for line in ptx.lines() {
+        let code = line.split("//").next().unwrap_or_default();
+        if let Some((_, rest)) = code.split_once(".entry ")
+            && rest.split('(').next().unwrap_or_default().trim() != kernel
+        {
+            other = Some((0, false));
+        }
+        if let Some((depth, opened)) = &mut other {
+            *opened |= code.contains('{');
+            *depth += code.matches('{').count() as i32 - code.matches('}').count() as i32;
+            if *opened && *depth == 0 {
+                other = None;
+            }
+        } else {
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// The names of the source files, by the numbers that `.loc` gives them.
+pub fn files(ptx: &str) -> Vec<(u32, String)> {
+    let name = |line: &str| {
+        let mut words = line.trim().strip_prefix(".file")?.trim().splitn(2, char::is_whitespace);
+        let (number, path) = (words.next()?.parse().ok()?, words.next()?.split('"').nth(1)?);
+        Some((number, path.rsplit('/').next().unwrap_or(path).to_string()))
+    };
+    ptx.lines().filter_map(name).collect()
+}
+
+/// Every instruction that `wanted` picks by its text, in order.
+pub fn instructions(ptx: &str, wanted: impl Fn(&str) -> bool) -> Vec<Site> {
+    find(ptx, wanted)
 }
 
 /// The text with the instruction at `site` replaced.
@@ -108,5 +168,20 @@ mod tests {
         let mutant = without(ptx, &found[0]);
         assert_eq!(sites(&mutant).len(), 1);
         assert_eq!(mutant.lines().count(), ptx.lines().count());
+    }
+
+    #[test]
+    fn a_reducing_barrier_leaves_its_value() {
+        let ptx = ".visible .entry k()\n{\nbar.red.or.pred \t%p2, 0, %p1;\n}\n";
+        assert!(without(ptx, &sites(ptx)[0]).contains("mov.pred %p2, %p1;"));
+    }
+
+    #[test]
+    fn one_kernel_stays() {
+        let ptx =
+            ".version 9.0\n.visible .entry a(\n)\n{\n{ // }\nbar.sync 0;\n}\n}\n.visible .entry b()\n{\nret;\n}\n";
+        let b = only(ptx, "b");
+        assert_eq!(b, ".version 9.0\n\n\n\n\n\n\n\n.visible .entry b()\n{\nret;\n}\n");
+        assert_eq!(sites(&only(ptx, "a")), sites(ptx));
     }
 }

@@ -2,32 +2,41 @@
 
 mod common;
 use common::*;
-use ptx_emulator::{Device, Grid, Module, Options};
-
-const CONFORMANCE: &str = include_str!("ptx/conformance.ptx");
-
-/// The input words of every kernel.
-fn input() -> Vec<u32> {
-    let mut x = 1u64;
-    (0..1024)
-        .map(|_| {
-            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (x >> 32) as u32
-        })
-        .collect()
-}
+use ptx_emulator::conformance::{PTX as CONFORMANCE, compare, emulated, from_line, input};
+use ptx_emulator::{Module, Options};
 
 fn run(module: &Module, kernel: &str, options: Options) -> Vec<u32> {
-    let mut d = Device::new(options);
-    let (input, out) = (d.upload(&input()), d.alloc(4096));
-    d.launch(module, kernel, Grid::linear(1, 32, 0), &[input.into(), out.into()]).unwrap_or_else(|e| panic!("{e}"));
-    d.download(out, 1024).unwrap()
+    emulated(module, kernel, options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Outputs of chips, recorded by `tests/cuda_hardware.rs` of the library.
+#[test]
+fn agrees_with_recorded_chips() {
+    let module = module(CONFORMANCE);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+    let Ok(files) = std::fs::read_dir(folder) else {
+        println!("no chip has been recorded yet");
+        return;
+    };
+    for path in files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "txt")) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut recorded = Vec::new();
+        for line in text.lines() {
+            let (kernel, chip) = from_line(line).unwrap_or_else(|| panic!("{}: {line}", path.display()));
+            assert!(module.kernels().contains(&kernel), "{}: there is no {kernel}", path.display());
+            compare(kernel, &chip, &run(&module, kernel, Options::default()))
+                .unwrap_or_else(|difference| panic!("{}: {difference}", path.display()));
+            recorded.push(kernel);
+        }
+        recorded.sort_unstable();
+        assert_eq!(recorded, module.kernels(), "{}", path.display());
+    }
 }
 
 #[test]
 fn no_kernel_depends_on_the_schedule() {
     let module = module(CONFORMANCE);
-    assert!(module.kernels().len() >= 17);
+    assert!(module.kernels().len() >= 19);
     for kernel in module.kernels() {
         let want = run(&module, kernel, Options::default());
         assert!(want.iter().any(|&w| w != u32::MAX), "{kernel} writes nothing");
@@ -115,14 +124,35 @@ fn products_agree_with_f64() {
 #[test]
 fn copies_fill_with_zeros() {
     let (module, x) = (module(CONFORMANCE), input());
-    let out = run(&module, "c_cp_async", Options::default());
     let bytes = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    let check = |out: &[u32], from: usize, words: usize, live: usize| {
+        let mut want = bytes(&x[from..from + words]);
+        want[live..].fill(0);
+        assert_eq!(bytes(&out[..words]), want, "{words} words from {from}");
+    };
+    let out = run(&module, "c_cp_async_16", Options::default());
     for lane in 0..32 {
-        for (from, words, start) in [(lane * 4, 4, lane * 4), (lane * 2, 2, 128 + lane * 2), (lane, 1, 192 + lane)] {
-            let live = lane % (4 * words + 1);
-            let mut want = bytes(&x[from..from + words]);
-            want[live..].fill(0);
-            assert_eq!(bytes(&out[start..start + words]), want, "lane {lane}, {words} words");
+        check(&out[lane * 4..], lane * 4, 4, lane % 17);
+        check(&out[128 + lane * 4..], 128 + lane * 4, 4, 16 - lane % 17);
+    }
+    let out = run(&module, "c_cp_async_small", Options::default());
+    for lane in 0..32 {
+        check(&out[lane * 2..], lane * 2, 2, lane % 9);
+        check(&out[64 + lane..], lane, 1, lane % 5);
+    }
+}
+
+#[test]
+fn the_larger_or_nan() {
+    let (module, x) = (module(CONFORMANCE), input());
+    let tame = |w: u32| f32::from_bits((w & 0x83FF_FFFF) | 0x3C00_0000);
+    let wild = |w: u32| f32::from_bits(w | 0x7F00_0000);
+    let out = run(&module, "c_max_nan", Options::default());
+    for l in 0..32 {
+        let (a, b) = (x[l], x[32 + l]);
+        for (at, a, b) in [(l, tame(a), tame(b)), (32 + l, wild(a), tame(b)), (64 + l, tame(a), wild(b))] {
+            let (got, nan) = (f32::from_bits(out[at]), a.is_nan() || b.is_nan());
+            assert!(if nan { got.is_nan() } else { got == a.max(b) }, "lane {l}: max({a:e}, {b:e}) is {got:e}");
         }
     }
 }

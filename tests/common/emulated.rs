@@ -3,10 +3,10 @@
 
 use super::staged::Staged;
 use super::{Under, Where};
-use ptx_emulator::{Argument, Asynchronous, Device, Grid, Module, Options, Rounding, Schedule};
+use ptx_emulator::{Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule};
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR, PlainProduct, Storage};
 use sae_kernels::operations::Layout;
-use sae_kernels::{Cuda, CudaElement, Element, Result, bf16, f16};
+use sae_kernels::{Cuda, CudaElement, Element, bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -59,6 +59,17 @@ impl Emulated {
     pub fn asked(&self) -> Vec<PlainProduct> {
         self.library.as_ref().map_or_else(Vec::new, |library| std::mem::take(&mut library.asked.lock().unwrap()))
     }
+
+    /// The device as it stands now.
+    pub fn snapshot(&self) -> Device {
+        self.device.lock().unwrap().clone()
+    }
+
+    /// Runs a kernel, and panics at the first broken rule.
+    pub fn run(&self, launch: &Launch) -> LaunchStats {
+        let result = launch_on(&mut self.device.lock().unwrap(), &modules()[launch.kernel], launch);
+        result.unwrap_or_else(|fault| panic!("{fault}"))
+    }
 }
 
 fn widened(storage: Storage, bytes: &[u8]) -> Vec<f64> {
@@ -98,8 +109,21 @@ fn multiply(device: &mut Device, product: &PlainProduct) {
     }
 }
 
+/// Launches a kernel of a module as the backend would.
+pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Result<LaunchStats, Fault> {
+    let grid = Grid {
+        grid: [launch.grid[0], launch.grid[1], 1],
+        block: [launch.threads, 1, 1],
+        shared_bytes: launch.shared_bytes,
+        cooperative: false,
+    };
+    device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
+}
+
+type Outcome<T> = sae_kernels::Result<T>;
+
 impl Driver for Emulated {
-    fn alloc(&self, bytes: usize) -> Result<u64> {
+    fn alloc(&self, bytes: usize) -> Outcome<u64> {
         let mut device = self.device.lock().unwrap();
         let address = device.alloc(bytes);
         device.write(address, &vec![0; bytes]).unwrap();
@@ -111,32 +135,22 @@ impl Driver for Emulated {
             assert!(device.free(address), "{address:#x} is not a live allocation");
         }
     }
-    unsafe fn upload(&self, source: &[u8], target: u64) -> Result<()> {
+    unsafe fn upload(&self, source: &[u8], target: u64) -> Outcome<()> {
         self.device.lock().unwrap().write(target, source).unwrap();
         Ok(())
     }
-    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, source: u64, target: &mut [u8]) -> Outcome<()> {
         target.copy_from_slice(&self.device.lock().unwrap().read(source, target.len()).unwrap());
         Ok(())
     }
-    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let grid = Grid {
-            grid: [launch.grid[0], launch.grid[1], 1],
-            block: [launch.threads, 1, 1],
-            shared_bytes: launch.shared_bytes,
-            cooperative: false,
-        };
-        let argument = Argument::bytes(launch.argument.bytes());
-        let result = self.device.lock().unwrap().launch(&modules()[launch.kernel], launch.kernel, grid, &[argument]);
-        if let Err(fault) = result {
-            panic!("{fault}");
-        }
+    unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
+        self.run(launch);
         Ok(())
     }
     fn product_workspace(&self) -> Option<usize> {
         self.library.as_ref().map(|_| LIBRARY_BYTES)
     }
-    unsafe fn product(&self, product: &PlainProduct) -> Result<bool> {
+    unsafe fn product(&self, product: &PlainProduct) -> Outcome<bool> {
         let Some(library) = &self.library else { return Ok(false) };
         assert!(product.extents.iter().all(|extent| *extent > 0), "{product:?}");
         assert!(product.workspace.is_multiple_of(256), "{product:?}");
