@@ -2,6 +2,9 @@
 
 #[path = "../examples/common/mod.rs"]
 mod common;
+#[cfg(sae_kernels_ptx)]
+#[path = "common/mod.rs"]
+mod testing;
 
 use common::checkpoint::Checkpoint;
 use common::data::{Dataset, Part};
@@ -69,22 +72,52 @@ fn resuming_is_exact() {
     }
 }
 
+/// The loss terms of every epoch are those of the reference, within a tolerance relative to their size.
+fn trains_like_the_reference<B: Backend + Clone>(backend: B, model: Model, tolerance: f64) {
+    let x = rows(64);
+    let settings = settings(model, ADAM);
+    let (expected, found) = (trained(&settings, &x, 5), trained_on(backend, &settings, &x, 5));
+    for (expected, found) in expected.history().iter().zip(found.history()) {
+        for (term, (expected, found)) in expected.iter().zip(found).enumerate() {
+            let size = expected.abs().max(0.1);
+            assert!((found - expected).abs() < tolerance * size, "{model:?} term {term}: {found} is not {expected}");
+        }
+    }
+}
+
 #[test]
 fn backends_train_alike() {
-    let x = rows(64);
     for model in [DECODER_FREE, STANDARD] {
-        let settings = settings(model, ADAM);
-        let reference = trained(&settings, &x, 5);
-        let cpu = trained_on(Cpu::<f32>::new().unwrap(), &settings, &x, 5);
-        let low = trained_on(Cpu::<bf16>::new().unwrap(), &settings, &x, 5);
-        for (epoch, expected) in reference.history().iter().enumerate() {
-            for (term, expected) in expected.iter().enumerate() {
-                let (cpu, low) = (cpu.history()[epoch][term], low.history()[epoch][term]);
-                let size = expected.abs().max(0.1);
-                assert!((cpu - expected).abs() < 1e-4 * size, "{model:?} term {term}: {cpu} is not {expected}");
-                assert!((low - expected).abs() < 0.05 * size, "{model:?} term {term}: {low} is not {expected}");
-            }
-        }
+        trains_like_the_reference(Cpu::<f32>::new().unwrap(), model, 1e-4);
+        trains_like_the_reference(Cpu::<bf16>::new().unwrap(), model, 0.05);
+    }
+}
+
+/// The job of `--device cuda`, on an emulated GPU.
+#[cfg(sae_kernels_ptx)]
+#[test]
+fn cuda_trains_alike() {
+    use testing::emulated::cuda;
+    let options = ptx_emulator::Options { check_races: false, ..ptx_emulator::Options::default() };
+    for model in [DECODER_FREE, STANDARD] {
+        trains_like_the_reference(cuda::<f32>(options.clone()), model, 1e-4);
+        trains_like_the_reference(cuda::<bf16>(options.clone()), model, 0.05);
+    }
+    let settings = settings(DECODER_FREE, ADAM);
+    resumes_exactly(cuda::<bf16>(options.clone()), &settings);
+    // What is measured of a trained model.
+    let (x, labels) = (rows(40), None);
+    let part = || Part { x: x.clone(), rows: 40, labels: labels.clone() };
+    let data = Dataset { train: part(), test: part(), inputs: INPUTS, image: None, source: String::new() };
+    let found = evaluate(&trained_on(cuda::<f32>(options), &settings, &x, 3), &data).unwrap().metrics;
+    let expected = evaluate(&trained(&settings, &x, 3), &data).unwrap().metrics;
+    assert_eq!(found.dead_units, expected.dead_units);
+    for (found, expected) in [
+        (found.redundancy, expected.redundancy),
+        (found.responsibility_entropy, expected.responsibility_entropy),
+        (found.reconstruction_mse, expected.reconstruction_mse),
+    ] {
+        assert!((found - expected).abs() < 1e-3 * expected.abs().max(0.1), "{found} is not {expected}");
     }
 }
 

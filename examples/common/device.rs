@@ -3,6 +3,8 @@
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use sae_kernels::{Backend, Cpu, CpuElement, Isa, Reference, bf16, f16};
+#[cfg(feature = "cuda")]
+use sae_kernels::{Cuda, CudaElement};
 use serde::{Deserialize, Serialize};
 
 /// A backend.
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum Device {
     /// SIMD kernels and threads.
     Cpu,
+    /// CUDA kernels on the first GPU.
+    Cuda,
     /// Plain f64 loops: slow, for checking the others.
     Reference,
 }
@@ -42,7 +46,7 @@ impl Device {
     /// The storage type asked for, or the device's own.
     pub fn storage(self, asked: Option<Storage>) -> Result<Storage> {
         match (self, asked) {
-            (Device::Cpu, asked) => Ok(asked.unwrap_or(Storage::F32)),
+            (Device::Cpu | Device::Cuda, asked) => Ok(asked.unwrap_or(Storage::F32)),
             (Device::Reference, None | Some(Storage::F64)) => Ok(Storage::F64),
             (Device::Reference, Some(_)) => {
                 bail!("the reference computes in f64 alone, whatever --dtype or the checkpoint says")
@@ -50,14 +54,24 @@ impl Device {
         }
     }
 
-    /// Runs a job there; `threads` is of the CPU.
+    /// Runs a job there; `threads` are of the CPU.
     pub fn run<J: Job>(self, storage: Storage, threads: usize, job: J) -> Result<J::Output> {
         match (self, storage) {
             (Device::Cpu, Storage::F32) => on_cpu::<f32, J>(threads, job),
             (Device::Cpu, Storage::Bf16) => on_cpu::<bf16, J>(threads, job),
             (Device::Cpu, Storage::F16) => on_cpu::<f16, J>(threads, job),
+            #[cfg(feature = "cuda")]
+            (Device::Cuda, Storage::F32) => on_cuda::<f32, J>(job),
+            #[cfg(feature = "cuda")]
+            (Device::Cuda, Storage::Bf16) => on_cuda::<bf16, J>(job),
+            #[cfg(feature = "cuda")]
+            (Device::Cuda, Storage::F16) => on_cuda::<f16, J>(job),
+            #[cfg(not(feature = "cuda"))]
+            (Device::Cuda, Storage::F32 | Storage::Bf16 | Storage::F16) => {
+                bail!("this program was built without CUDA; build it with --features cuda")
+            }
             (Device::Reference, Storage::F64) => job.run(Reference),
-            (Device::Cpu, Storage::F64) | (Device::Reference, _) => {
+            (Device::Cpu | Device::Cuda, Storage::F64) | (Device::Reference, _) => {
                 bail!("{self:?} does not compute in {storage:?}; use the device that the checkpoint was written on")
             }
         }
@@ -72,4 +86,10 @@ fn on_cpu<E: CpuElement, J: Job>(threads: usize, job: J) -> Result<J::Output> {
     // The whole job is in the pool: its operations then need not be handed over to it one by one.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     pool.install(|| job.run(Cpu::<E>::new()?))
+}
+
+/// Runs a job on a stream of its own on the first GPU.
+#[cfg(feature = "cuda")]
+fn on_cuda<E: CudaElement, J: Job>(job: J) -> Result<J::Output> {
+    job.run(Cuda::<E>::new(0)?)
 }
