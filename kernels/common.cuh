@@ -24,6 +24,15 @@ __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __float2bfloat16_
 template <>
 __device__ __forceinline__ f16 narrow<f16>(float x) { return __float2half_rn(x); }
 
+__device__ __forceinline__ uint16_t to_bits(bf16 x) { return __bfloat16_as_ushort(x); }
+__device__ __forceinline__ uint16_t to_bits(f16 x) { return __half_as_ushort(x); }
+template <class E>
+__device__ __forceinline__ E from_bits(uint16_t x);
+template <>
+__device__ __forceinline__ bf16 from_bits<bf16>(uint16_t x) { return __ushort_as_bfloat16(x); }
+template <>
+__device__ __forceinline__ f16 from_bits<f16>(uint16_t x) { return __ushort_as_half(x); }
+
 /// A row-major matrix whose rows start `row_stride` elements apart.
 template <class E>
 struct View {
@@ -32,11 +41,28 @@ struct View {
     __device__ __forceinline__ E* at(int64_t row, int64_t col) const { return data + row * row_stride + col; }
 };
 
-/// Four elements that one access can move.
+/// Four elements as one access moves them.
+__device__ __forceinline__ void move4(float (&v)[4], const float* from) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+}
 template <class E>
-struct alignas(4 * sizeof(E)) Four {
-    E values[4];
-};
+__device__ __forceinline__ void move4(float (&v)[4], const E* from) {
+    const uint2 four = *reinterpret_cast<const uint2*>(from);
+    const uint32_t pairs[2] = {four.x, four.y};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = widen(from_bits<E>(uint16_t(pairs[i / 2] >> 16 * (i % 2))));
+}
+__device__ __forceinline__ void move4(float* to, const float (&v)[4]) {
+    store_16(to, {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])});
+}
+template <class E>
+__device__ __forceinline__ void move4(E* to, const float (&v)[4]) {
+    uint32_t pairs[2] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i / 2] |= uint32_t(to_bits(narrow<E>(v[i]))) << 16 * (i % 2);
+    store_8(to, pairs);
+}
 
 template <class E>
 __device__ __forceinline__ bool is_aligned(const E* p) {
@@ -47,9 +73,7 @@ __device__ __forceinline__ bool is_aligned(const E* p) {
 template <class E>
 __device__ __forceinline__ void load4(float (&v)[4], const E* from, int count) {
     if (count >= 4 && is_aligned(from)) {
-        const Four<E> four = *reinterpret_cast<const Four<E>*>(from);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = widen(four.values[i]);
+        move4(v, from);
     } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = i < count ? widen(from[i]) : 0.0f;
@@ -60,10 +84,7 @@ __device__ __forceinline__ void load4(float (&v)[4], const E* from, int count) {
 template <class E>
 __device__ __forceinline__ void store4(E* to, const float (&v)[4], int count) {
     if (count >= 4 && is_aligned(to)) {
-        Four<E> four;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four.values[i] = narrow<E>(v[i]);
-        *reinterpret_cast<Four<E>*>(to) = four;
+        move4(to, v);
     } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i)

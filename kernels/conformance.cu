@@ -88,6 +88,13 @@ CHECK c_cp_async_small(ARGUMENTS) {
     out[64 + lane] = c[lane];
 }
 
+CHECK c_store(ARGUMENTS) {
+    LANE;
+    const uint32_t *at = in + lane * 6, four[4] = {at[0], at[1], at[2], at[3]}, two[2] = {at[4], at[5]};
+    store_16(out + lane * 4, four);
+    store_8(out + 128 + lane * 2, two);
+}
+
 CHECK c_max_nan(ARGUMENTS) {
     LANE;
     out[lane] = word(max_nan(one_f32(in[lane]), one_f32(in[32 + lane])));

@@ -3,7 +3,7 @@
 // Bodies: gemm.cuh with an epilogue that stores f32. Long sums over rows (Tn) are cut by the host into launches, which
 // bounds the rounding of the f32 accumulators.
 //
-// Geometry: gemm.cuh; column_sums: a thread a column, 128 rows a block. Not yet run on hardware.
+// Geometry: gemm.cuh; column_sums: four columns a thread, 128 rows a slot. Not yet run on hardware.
 #include "store.cuh"
 
 GEMM_KERNEL(product_nn_bf16, bf16, Depth, Across, StoreEpilogue)
@@ -23,13 +23,21 @@ struct ColumnSums {
 
 template <class E>
 __device__ __forceinline__ void column_sums(const ColumnSums<E>& p) {
-    const int64_t col = int64_t(blockIdx.x) * 256 + threadIdx.x;
+    const int64_t col = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 4;
     if (col >= p.cols) return;
+    const int count = left(p.cols, col);
     const int64_t groups = (p.rows + 127) / 128;
     for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
-        double sum = 0.0;
-        for (int64_t row = group * 128; row < min(p.rows, (group + 1) * 128); ++row) sum += double(widen(*p.matrix.at(row, col)));
-        p.slots[group * p.cols + col] = sum;
+        double sum[4] = {};
+        for (int64_t row = group * 128; row < min(p.rows, (group + 1) * 128); ++row) {
+            float v[4];
+            load4(v, p.matrix.at(row, col), count);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[i] += double(v[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (i < count) p.slots[group * p.cols + col + i] = sum[i];
     }
 }
 KERNEL column_sums_f32(ARGUMENTS(ColumnSums<float>)) { column_sums(p); }

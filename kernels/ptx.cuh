@@ -55,3 +55,14 @@ PTX_FN float max_nan(float a, float b) {
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
     return d;
 }
+
+/// Writes 16 bytes of global memory at once; the compiler may cut a store of a vector type into four.
+PTX_FN void store_16(void* to, const uint32_t (&v)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(__cvta_generic_to_global(to)), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+/// The same for 8 bytes.
+PTX_FN void store_8(void* to, const uint32_t (&v)[2]) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v[0]), "r"(v[1]) : "memory");
+}

@@ -61,9 +61,11 @@ __device__ __forceinline__ void row_norms(const RowNorms<E>& p) {
     const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
     if (row >= p.rows) return;
     double sum = 0.0;
-    for (int64_t col = threadIdx.x % 32; col < p.cols; col += 32) {
-        const double w = double(widen(*p.weight.at(row, col)));
-        sum += w * w;
+    for (int64_t col = threadIdx.x % 32 * 4; col < p.cols; col += 128) {
+        float w[4];
+        load4(w, p.weight.at(row, col), left(p.cols, col));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += double(w[i]) * double(w[i]);
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) {
@@ -97,7 +99,15 @@ __device__ __forceinline__ void through_norms(const ThroughNorms<E>& p) {
     double along = 0.0;
     for (int64_t tile = 0; tile < p.col_tiles; ++tile) along += p.slots[row * p.col_tiles + tile];
     const float factor = float(p.lambda * along / (norm * (norm + 1e-8) * (norm + 1e-8)));
-    for (int64_t col = threadIdx.x % 32; col < p.cols; col += 32) *p.grad.at(row, col) -= factor * widen(*p.weight.at(row, col));
+    for (int64_t col = threadIdx.x % 32 * 4; col < p.cols; col += 128) {
+        const int count = left(p.cols, col);
+        float g[4], w[4];
+        load4(g, p.grad.at(row, col), count);
+        load4(w, p.weight.at(row, col), count);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) g[i] -= factor * w[i];
+        store4(p.grad.at(row, col), g, count);
+    }
 }
 KERNEL through_norms_f32(ARGUMENTS(ThroughNorms<float>)) { through_norms(p); }
 KERNEL through_norms_bf16(ARGUMENTS(ThroughNorms<bf16>)) { through_norms(p); }

@@ -259,30 +259,32 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
             }
         }
         "optimizer" => {
-            let len = 300;
-            for momentum in [0.9, 0.0] {
-                let mut velocity = vec![0.25; if momentum == 0.0 { 0 } else { len }];
-                let mut parameters: Vec<f32> = numbers(len, 1.0).iter().map(|x| *x as f32).collect();
-                let mut storage = vec![E::from_f64(0.0); len];
+            // From multiples of 16 bytes on and not, with a tail.
+            let len = 303;
+            let values = |skip: usize| -> Vec<f32> { numbers(skip + len, 1.0).iter().map(|x| *x as f32).collect() };
+            for (skip, momentum) in [(0, 0.9), (1, 0.9), (0, 0.0)] {
+                let (mut velocity, mut parameters) = (vec![0.25f32; skip + len], values(skip));
+                let (gradient, mut storage) = (values(skip), vec![E::from_f64(0.0); skip + len]);
                 let config = SgdConfig { learning_rate: 0.05, momentum, weight_decay: 0.1 };
-                let gradient = vec![0.5; len];
-                let (velocity, parameters) = (&mut velocity[..], &mut parameters[..]);
-                let storage = Some(&mut storage[..]);
-                under.backend.sgd(Sgd { config, gradient: &gradient, velocity, parameters, storage }).unwrap();
+                let velocity = if momentum == 0.0 { &mut velocity[..0] } else { &mut velocity[skip..] };
+                let (gradient, parameters) = (&gradient[skip..], &mut parameters[skip..]);
+                let storage = Some(&mut storage[skip..]);
+                under.backend.sgd(Sgd { config, gradient, velocity, parameters, storage }).unwrap();
             }
-            let (mut first, mut second) = (vec![0.25f32; len], vec![0.5f32; len]);
-            let mut parameters: Vec<f32> = numbers(len, 1.0).iter().map(|x| *x as f32).collect();
-            let mut storage = vec![E::from_f64(0.0); len];
-            let args = Adam {
-                config: AdamConfig { weight_decay: 0.1, eps: 0.1, ..AdamConfig::default() },
-                step: 3,
-                gradient: &vec![0.5; len][..],
-                first_moment: &mut first[..],
-                second_moment: &mut second[..],
-                parameters: &mut parameters[..],
-                storage: Some(&mut storage[..]),
-            };
-            under.backend.adam(args).unwrap();
+            for skip in [0, 1] {
+                let (mut first, mut second) = (vec![0.25f32; skip + len], vec![0.5f32; skip + len]);
+                let (mut parameters, mut storage) = (values(skip), vec![E::from_f64(0.0); skip + len]);
+                let args = Adam {
+                    config: AdamConfig { weight_decay: 0.1, eps: 0.1, ..AdamConfig::default() },
+                    step: 3,
+                    gradient: &values(skip)[skip..],
+                    first_moment: &mut first[skip..],
+                    second_moment: &mut second[skip..],
+                    parameters: &mut parameters[skip..],
+                    storage: Some(&mut storage[skip..]),
+                };
+                under.backend.adam(args).unwrap();
+            }
         }
         _ => panic!("no workload for the family {family}"),
     }
@@ -409,8 +411,10 @@ const SURVIVORS: &[Survivor] = &[
         file: "common.cuh",
         line: "if (count >= 4 && is_aligned(",
         kernels: &[
+            "adam",
             "align_f16",
             "backward",
+            "column_sums",
             "comoments",
             "decode",
             "dual_apply",
@@ -418,6 +422,8 @@ const SURVIVORS: &[Survivor] = &[
             "pointwise",
             "prepare",
             "responsibilities",
+            "row_norms",
+            "sgd",
         ],
         reason: "one access of four elements and four of one element do the same; where both may be, it is a matter of speed",
     },
@@ -426,6 +432,12 @@ const SURVIVORS: &[Survivor] = &[
         line: "v[i] = i < count ? widen(from[i])",
         kernels: &["dual_apply"],
         reason: "vectors in the workspace are aligned: four whole elements are never read one by one",
+    },
+    Survivor {
+        file: "common.cuh",
+        line: "v[i] = i < count ? widen(from[i])",
+        kernels: &["column_sums"],
+        reason: "the compiler makes steps of four rows; those left over are read one by one in a tail only",
     },
     Survivor {
         file: "common.cuh",
@@ -552,12 +564,6 @@ const SURVIVORS: &[Survivor] = &[
         line: "[tile * p.latents + j], offset += ",
         kernels: &["finish_primal"],
         reason: "as above",
-    },
-    Survivor {
-        file: "statistics.cu",
-        line: "if (first == 0) {",
-        kernels: &["gram_primal"],
-        reason: "four elements at a time and one by one do the same",
     },
     Survivor {
         file: "statistics.cu",

@@ -143,6 +143,16 @@ fn copies_fill_with_zeros() {
 }
 
 #[test]
+fn stores_keep_their_order() {
+    let (module, x) = (module(CONFORMANCE), input());
+    let out = run(&module, "c_store", Options::default());
+    for lane in 0..32 {
+        assert_eq!(out[lane * 4..][..4], x[lane * 6..][..4], "lane {lane}");
+        assert_eq!(out[128 + lane * 2..][..2], x[lane * 6 + 4..][..2], "lane {lane}");
+    }
+}
+
+#[test]
 fn the_larger_or_nan() {
     let (module, x) = (module(CONFORMANCE), input());
     let tame = |w: u32| f32::from_bits((w & 0x83FF_FFFF) | 0x3C00_0000);

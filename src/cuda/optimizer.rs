@@ -42,7 +42,8 @@ struct AdamArgument {
 }
 
 fn grid(count: usize) -> [u32; 2] {
-    [count.div_ceil(256).min(MAX_BLOCKS) as u32, 1]
+    // Four elements a thread.
+    [count.div_ceil(4 * 256).min(MAX_BLOCKS) as u32, 1]
 }
 
 pub(super) fn sgd<E: CudaElement>(core: &Core, args: Sgd<'_, Cuda<E>>) -> Result<()> {

@@ -139,7 +139,7 @@ pub(super) fn column_sums<E: CudaElement>(core: &Core, args: ColumnSums<'_, Cuda
     let slots = lay_out(&args.workspace, |layout| column_sums_plan(layout, n, cols))?;
     let argument = ColumnSumsArgument { matrix: View::new(&args.matrix), slots, rows: n as i64, cols: cols as i64 };
     let groups = n.div_ceil(TILE);
-    let grid = [blocks(cols.div_ceil(256))?, groups.min(65_535) as u32];
+    let grid = [blocks(cols.div_ceil(4 * 256))?, groups.min(65_535) as u32];
     core.launch(E::KERNELS.column_sums, grid, 256, 0, Argument::new(&argument))?;
     core.fold_f32(slots, groups, cols, args.accumulate, args.sums.address())
 }
