@@ -37,8 +37,26 @@ impl<'a> Bench<'a> {
 
     /// Times `call` as `group/name/shape threads`.
     pub fn time(&mut self, group: &str, name: &str, shape: Shape, threads: usize, work: Work, mut call: impl FnMut()) {
-        let Shape { rows, inputs, latents } = shape;
-        let id = BenchmarkId::new(name, format!("{rows}x{inputs}x{latents} {threads}t"));
+        let id = BenchmarkId::new(name, format!("{} {threads}t", shape_name(shape)));
+        self.measure(group, id, work, |calls| {
+            let peak = match work {
+                Work::Flops(_) => peak::flops(threads),
+                Work::Bytes(_) => peak::copy(threads),
+            };
+            let start = Instant::now();
+            (0..calls).for_each(|_| call());
+            (peak, start.elapsed())
+        });
+    }
+
+    /// Shows what `sample` tells: the peak a second, NaN if there is none, and the time that so many calls took.
+    pub fn measure(
+        &mut self,
+        group: &str,
+        id: BenchmarkId,
+        work: Work,
+        mut sample: impl FnMut(u64) -> (f64, Duration),
+    ) {
         let mut group = self.criterion.benchmark_group(group);
         group.throughput(match work {
             Work::Flops(flops) => Throughput::Elements(flops as u64),
@@ -48,13 +66,8 @@ impl<'a> Bench<'a> {
         let (peak, time) = (Cell::new(f64::NAN), Cell::new(f64::NAN));
         group.bench_function(id, |bencher| {
             bencher.iter_custom(|calls| {
-                peak.set(peak.get().max(match work {
-                    Work::Flops(_) => peak::flops(threads),
-                    Work::Bytes(_) => peak::copy(threads),
-                }));
-                let start = Instant::now();
-                (0..calls).for_each(|_| call());
-                let elapsed = start.elapsed();
+                let (now, elapsed) = sample(calls);
+                peak.set(peak.get().max(now));
                 time.set(time.get().min(elapsed.as_secs_f64() / calls as f64));
                 elapsed.max(Duration::from_nanos(1))
             });
@@ -103,6 +116,12 @@ pub fn cpu<E: CpuElement>(shape: Shape, threads: usize) -> (Cpu<E>, Vec<f64>) {
     let cpu = Cpu::with(Isa::detect(), threads).expect("this machine has the instruction set it detects");
     let workspace = cpu.workspace_len(shape).expect("the benchmark's shapes fit");
     (cpu, vec![0.0; workspace])
+}
+
+/// A shape as the benchmarks' names have it.
+pub fn shape_name(shape: Shape) -> String {
+    let Shape { rows, inputs, latents } = shape;
+    format!("{rows}x{inputs}x{latents}")
 }
 
 /// 2·m·n·k.
