@@ -98,7 +98,7 @@ fn backends_train_alike() {
 #[test]
 fn cuda_trains_alike() {
     use testing::emulated::cuda;
-    let options = ptx_emulator::Options { check_races: false, ..ptx_emulator::Options::default() };
+    let options = ptx_emulator::Options::default();
     for model in [DECODER_FREE, STANDARD] {
         trains_like_the_reference(cuda::<f32>(options.clone()), model, 1e-4);
         trains_like_the_reference(cuda::<bf16>(options.clone()), model, 0.05);

@@ -165,6 +165,18 @@ pub enum Products {
 /// # }
 /// ```
 ///
+/// # Numerics
+///
+/// | storage | operands as the caller stored them | operands computed on the way (a − μ, Â, M, K, Ŵ) |
+/// |---|---|---|
+/// | `f32` | three bf16 planes (8 + 8 + 8 bits), six products: what is left out is below the rounding of `f32` | the same |
+/// | `bf16`, `f16` | one product in their own type, exact before the sum | [`Precision::Full`]: as `f32`; [`Precision::Storage`]: rounded to bf16 |
+///
+/// Within a product sums are `f32`, as tensor cores make them; those over rows are cut at 1024 rows where there are several planes, at 4096
+/// where there is one. Row losses, moments, statistics, losses and all sums over tiles are `f64`. The gradient and everything else downstream
+/// is that of the activations as stored, mask included. The bounds that the tests hold each operation to, in three ways of rounding in
+/// tensor cores, stand in `tests/differential.rs`.
+///
 /// # CUDA graphs
 ///
 /// Operations, steps of a model among them, may be captured from the stream. Run the same calls once before: the driver then has loaded the

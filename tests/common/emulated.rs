@@ -180,9 +180,7 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
         let cuda = Cuda::<E>::new(0).unwrap_or_else(|error| panic!("SAE_KERNELS_REQUIRE_GPU=1: {error}"));
         return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
-    // Races do not depend on numbers: tests/cuda.rs looks for them, at a quarter of the speed.
-    let options = Options { check_races: false, ..Options::default() };
-    let under = Under::new(format!("{} on an emulated GPU", E::NAME), move || Staged(cuda(options.clone())));
+    let under = Under::new(format!("{} on an emulated GPU", E::NAME), || Staged(cuda(Options::default())));
     vec![under.on(Where::EmulatedGpu)]
 }
 
