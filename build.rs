@@ -16,7 +16,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compute capabilities with machine code of their own; the first is also kept as PTX, for GPUs that are newer than all of them.
+/// Compute capabilities with machine code of their own. All of it is made of the same PTX, that of the first, which the tests execute and
+/// which is kept for GPUs that are newer than all of them.
 const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90", "100", "120"];
 
 /// ptxas: wgmma serialised, setmaxnreg ignored, and the like. The kernel would run, but not as it was written.
@@ -203,10 +204,8 @@ fn fatbin_flags(toolkit: &Toolkit, architectures: &[&str]) -> Vec<String> {
     if toolkit.version >= 13000 {
         flags.push("--compress-mode=size".into());
     }
-    for architecture in architectures {
-        flags.extend(["-gencode".into(), format!("arch=compute_{architecture},code=sm_{architecture}")]);
-    }
-    flags.extend(["-gencode".into(), "arch=compute_80,code=compute_80".into()]);
+    let codes: Vec<String> = architectures.iter().map(|architecture| format!("sm_{architecture}")).collect();
+    flags.extend(["-gencode".into(), format!("arch=compute_80,code=[{},compute_80]", codes.join(","))]);
     flags
 }
 

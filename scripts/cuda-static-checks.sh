@@ -14,12 +14,15 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 failed=0
 
-for architecture in ${architectures//,/ }; do
-    for source in kernels/*.cu; do
-        # Test kernels of the emulator.
-        [ "$source" = kernels/conformance.cu ] && continue
+for source in kernels/*.cu; do
+    # Test kernels of the emulator.
+    [ "$source" = kernels/conformance.cu ] && continue
+    ptx=$out/$(basename "$source" .cu).ptx
+    # One PTX for all, as build.rs does.
+    "$nvcc" -std=c++17 -O3 -ptx -arch=compute_80 -o "$ptx" "$source"
+    for architecture in ${architectures//,/ }; do
         cubin=$out/$(basename "$source" .cu).sm_$architecture.cubin
-        "$nvcc" -std=c++17 -O3 -cubin -arch="sm_$architecture" -o "$cubin" "$source"
+        "$nvcc" -O3 -cubin -arch="sm_$architecture" -o "$cubin" "$ptx"
         # " Function encode_f32:" / "  REG:122 STACK:0 SHARED:0 LOCAL:0 ..."
         "$cuobjdump" -res-usage "$cubin" 2>&1 | awk -v architecture="sm_$architecture" '
             /Function/ { sub(/:$/, "", $2); name = $2 }

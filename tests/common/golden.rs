@@ -21,7 +21,9 @@ pub struct Golden {
 impl Golden {
     /// Every file of every directory.
     pub fn all() -> Vec<Self> {
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        // Where the program was built, unless it was carried elsewhere.
+        let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let own = Path::new(&root).join("tests/golden");
         let more = std::env::var_os(VARIABLE).unwrap_or_default();
         let directories =
             std::iter::once(own.clone()).chain(std::env::split_paths(&more).filter(|d| !d.as_os_str().is_empty()));
