@@ -31,6 +31,12 @@ pub trait Element: Pod + Send + Sync + PartialEq + PartialOrd + std::fmt::Debug 
     }
 }
 
+/// What the backends but the reference store: `f32`, `bf16` and `f16`. Nobody else can name it, so their lists of types are closed.
+pub trait StorageType {}
+impl StorageType for f32 {}
+impl StorageType for bf16 {}
+impl StorageType for f16 {}
+
 impl Element for f64 {
     const NAME: &'static str = "f64";
     const UNIT_ROUNDOFF: f64 = f64::EPSILON / 2.0;

@@ -5,6 +5,7 @@ use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::rows::{self, ColumnSums};
 use super::simd::{Isa, Simd, TILE_VECTORS};
+use super::statistics::inverse_of_deviation;
 use super::symmetric::{self, Symmetric};
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
@@ -29,7 +30,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
     let factor = 4.0 * args.lambda_tc / degrees;
     for j in 0..h {
         let v = f64::from(args.variance[j]);
-        let inverse = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
+        let inverse = inverse_of_deviation(v);
         inverse_deviation[j] = inverse as f32;
         gain[j] = (factor * inverse) as f32;
         diagonal[j] = (v * inverse * inverse) as f32;

@@ -1,23 +1,16 @@
 //! Storage types, and the operations compiled for each.
 
 use super::{Cpu, backward, decode, dual, encode, optimizer, product, redundancy, statistics};
-use crate::element::{Element, bf16, f16};
+use crate::element::{Element, StorageType, bf16, f16};
 use crate::error::Result;
 use crate::operations::*;
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for half::f16 {}
-}
 
 /// Declares [`CpuElement`] with the operations as methods that are not generic. So the kernels are compiled once, here; generic ones
 /// would be compiled again in every crate that calls them.
 macro_rules! operations {
     ($($module:ident::$operation:ident($arguments:ident))*) => {
         /// Storage types of the CPU backend: `f32`, `bf16` and `f16`.
-        pub trait CpuElement: Element + sealed::Sealed {
+        pub trait CpuElement: Element + StorageType {
             /// The slice itself, if it holds `f32`.
             #[doc(hidden)]
             #[inline(always)]

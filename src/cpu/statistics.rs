@@ -91,6 +91,11 @@ pub(super) fn finish_workspace_len(isa: Isa, n: usize, h: usize) -> usize {
     3 * h + 2 * h.div_ceil(SIDE) * h + comoments_workspace_len(isa, n, h)
 }
 
+/// 1/s of a variance v; 0 for a dead column.
+pub(super) fn inverse_of_deviation(v: f64) -> f64 {
+    if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) }
+}
+
 pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStatistics<'_, Cpu<E>>) -> Result<()> {
     let h = args.check()?;
     let block = match &args.primal {
@@ -118,7 +123,7 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
         let mean = f64::from(args.shift[j]) + args.sum[j] / n;
         let v = ((squares - args.sum[j] * args.sum[j] / n) / (n - 1.0)).clamp(0.0, f64::INFINITY);
         variance[j] = v;
-        inverse_deviation[j] = if v == 0.0 { 0.0 } else { 1.0 / (v.sqrt() + 1e-8) };
+        inverse_deviation[j] = inverse_of_deviation(v);
         args.mean[j] = mean as f32;
         args.variance[j] = v as f32;
         residue[j] = mean - f64::from(args.mean[j]);

@@ -28,7 +28,7 @@ mod statistics;
 pub use memory::{CudaBuffer, CudaMemory, CudaPointer, CudaRef, CudaRefMut};
 
 use crate::backend::{Backend, Shape};
-use crate::element::{Element, bf16, f16};
+use crate::element::{Element, StorageType, bf16, f16};
 use crate::error::{Error, Result, check_len};
 use crate::objective::Activation;
 use crate::operations::*;
@@ -40,7 +40,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// Storage types of the CUDA backend: `f32`, `bf16` and `f16`.
-pub trait CudaElement: Element + sealed::Sealed {
+pub trait CudaElement: Element + StorageType {
     /// Whether tensor cores multiply it as it is.
     #[doc(hidden)]
     const IS_16_BIT: bool;
@@ -56,13 +56,6 @@ pub trait CudaElement: Element + sealed::Sealed {
     /// What a library of products knows it as; none where only our kernels are accurate enough.
     #[doc(hidden)]
     const LIBRARY: Option<driver::Storage>;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for half::f16 {}
 }
 
 const PRODUCTS_BF16: [&str; 3] = ["product_nn_bf16", "product_nt_bf16", "product_tn_bf16"];
