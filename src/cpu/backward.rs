@@ -4,22 +4,22 @@ use super::gemm::{Cut, Epilogue, Gemm, Group, Pointwise, Tile, workspace_len as 
 use super::memory::{Out, Scratch};
 use super::pack::{Affine, Axis, Operand};
 use super::rows::{self, ColumnSums};
-use super::simd::{Isa, Simd, TILE_VECTORS};
+use super::simd::{Simd, TILE_VECTORS};
 use super::{Core, Cpu, CpuElement, math};
 use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
 use crate::operations::{BackwardDz, CorrelationTerm};
 
-pub(super) fn workspace_len(isa: Isa, n: usize, h: usize) -> usize {
-    Cut::rows(isa, n).groups() * h + gemm_len(isa, n, h, h)
+pub(super) fn workspace_len(core: &Core, n: usize, h: usize) -> usize {
+    Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, h)
 }
 
 pub(super) fn backward_dz<E: CpuElement>(core: &Core, mut args: BackwardDz<'_, Cpu<E>>) -> Result<()> {
     let (n, h) = args.check()?;
     let coupled = matches!(&args.statistics, Some(s) if matches!(s.correlation, CorrelationTerm::Primal { .. }));
-    let gemm = if coupled { gemm_len(core.isa, n, h, h) } else { 0 };
-    let slots_len = Cut::rows(core.isa, n).groups() * h;
+    let gemm = if coupled { gemm_len(core, n, h, h) } else { 0 };
+    let slots_len = Cut::rows(core.isa, n, h).groups() * h;
     let mut scratch = Scratch::new(args.workspace, slots_len + gemm)?;
     let slots = scratch.f64(slots_len);
     let dz = Out::new(&mut args.dz);
@@ -36,9 +36,9 @@ pub(super) fn backward_dz<E: CpuElement>(core: &Core, mut args: BackwardDz<'_, C
     match args.statistics.map(|s| (s.mean, s.correlation)) {
         Some((mean, CorrelationTerm::Primal { coupling, offset })) => {
             epilogue.offset = Some(offset);
-            let centre = Affine { axis: Axis::Depth, shift: Some(mean), scale: None };
+            let centre = Affine { axis: Axis::Column, shift: Some(mean), scale: None };
             let left = Operand::rows(args.activations).with(centre);
-            Gemm { left, right: Operand::cols(coupling), upper: false }.run(core, scratch.f64(gemm), &epilogue);
+            Gemm { left, right: Operand::cols(coupling), symmetric: false, cut_anywhere: false }.run(core, scratch.f64(gemm), &epilogue);
         }
         Some((_, CorrelationTerm::Dual)) => Pointwise { rows: n, cols: h, source: Some(dz) }.run(core, &epilogue),
         Some((_, CorrelationTerm::None)) | None => {

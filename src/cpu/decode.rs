@@ -11,19 +11,19 @@ use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::operations::{Decode, DecodeBackward};
 
-pub(super) fn workspace_len(isa: Isa, n: usize, d: usize, h: usize) -> usize {
-    let forward = error_slots_len(isa, n, d) + gemm_len(isa, n, d, h);
-    let backward = Cut::rows(isa, n).groups() * h + gemm_len(isa, n, h, d);
+pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
+    let forward = Cut::most_row_groups(core.isa, n) * Cut::cols(core.isa, d).groups() + gemm_len(core, n, d, h);
+    let backward = Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d);
     forward.max(backward)
 }
 
 fn error_slots_len(isa: Isa, n: usize, d: usize) -> usize {
-    Cut::rows(isa, n).groups() * Cut::cols(isa, d).groups()
+    Cut::rows(isa, n, d).groups() * Cut::cols(isa, d).groups()
 }
 
 pub(super) fn decode<E: CpuElement>(core: &Core, mut args: Decode<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
-    let (slots_len, gemm) = (error_slots_len(core.isa, n, d), gemm_len(core.isa, n, d, h));
+    let (slots_len, gemm) = (error_slots_len(core.isa, n, d), gemm_len(core, n, d, h));
     let mut scratch = Scratch::new(args.workspace, slots_len + gemm)?;
     let slots = scratch.f64(slots_len);
     let epilogue = DecodeEpilogue {
@@ -34,7 +34,7 @@ pub(super) fn decode<E: CpuElement>(core: &Core, mut args: Decode<'_, Cpu<E>>) -
         residual: args.residual.as_mut().map(Out::new),
         slots: Out::dense(&mut *slots, Cut::cols(core.isa, d).groups()),
     };
-    Gemm { left: Operand::rows(args.activations), right: Operand::cols(args.weight), upper: false }.run(
+    Gemm { left: Operand::rows(args.activations), right: Operand::cols(args.weight), symmetric: false, cut_anywhere: false }.run(
         core,
         scratch.f64(gemm),
         &epilogue,
@@ -96,7 +96,7 @@ impl<E: CpuElement> Epilogue for DecodeEpilogue<'_, E> {
 
 pub(super) fn decode_backward<E: CpuElement>(core: &Core, mut args: DecodeBackward<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
-    let (slots_len, gemm) = (Cut::rows(core.isa, n).groups() * h, gemm_len(core.isa, n, h, d));
+    let (slots_len, gemm) = (Cut::rows(core.isa, n, h).groups() * h, gemm_len(core, n, h, d));
     let mut scratch = Scratch::new(args.workspace, slots_len + gemm)?;
     let slots = scratch.f64(slots_len);
     let epilogue = GradientEpilogue {
@@ -109,7 +109,7 @@ pub(super) fn decode_backward<E: CpuElement>(core: &Core, mut args: DecodeBackwa
         dz: Out::new(&mut args.dz),
         slots: Out::dense(&mut *slots, h),
     };
-    Gemm { left: Operand::rows(args.residual), right: Operand::rows(args.weight), upper: false }.run(
+    Gemm { left: Operand::rows(args.residual), right: Operand::rows(args.weight), symmetric: false, cut_anywhere: false }.run(
         core,
         scratch.f64(gemm),
         &epilogue,

@@ -4,7 +4,7 @@ use super::gemm::{Cut, Epilogue, Gemm, Group, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::rows::{self, ColumnSums};
-use super::simd::{Isa, Simd, TILE_VECTORS};
+use super::simd::{Simd, TILE_VECTORS};
 use super::statistics::inverse_of_deviation;
 use super::symmetric::{self, Symmetric};
 use super::{Core, Cpu, CpuElement};
@@ -12,18 +12,19 @@ use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::operations::CorrelationDual;
 
-pub(super) fn workspace_len(isa: Isa, n: usize, h: usize) -> usize {
+pub(super) fn workspace_len(core: &Core, n: usize, h: usize) -> usize {
+    let isa = core.isa;
     3 * f32_len(h)
         + 2 * h
         + symmetric::slots_len(isa, n)
-        + 2 * Cut::rows(isa, n).groups() * h
-        + gemm_len(isa, n, n, h).max(gemm_len(isa, n, h, n))
+        + 2 * Cut::most_row_groups(isa, n) * h
+        + gemm_len(core, n, n, h).max(gemm_len(core, n, h, n))
 }
 
 pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: CorrelationDual<'_, Cpu<E>>) -> Result<()> {
     let (n, h) = args.check()?;
     let isa = core.isa;
-    let mut scratch = Scratch::new(args.workspace, workspace_len(isa, n, h))?;
+    let mut scratch = Scratch::new(args.workspace, workspace_len(core, n, h))?;
     let degrees = n as f64 - 1.0;
     let (inverse_deviation, gain, diagonal) = (scratch.f32(h), scratch.f32(h), scratch.f32(h));
     let (squares, coupled) = (scratch.f64(h), scratch.f64(h));
@@ -35,10 +36,10 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         gain[j] = (factor * inverse) as f32;
         diagonal[j] = (v * inverse * inverse) as f32;
     }
-    let standardize = |axis| Affine { axis, shift: Some(args.mean), scale: Some(&*inverse_deviation) };
+    let standardize = Affine { axis: Axis::Column, shift: Some(args.mean), scale: Some(&*inverse_deviation) };
 
     let norm = Symmetric {
-        operand: Operand::rows(args.activations).with(standardize(Axis::Depth)),
+        operand: Operand::rows(args.activations).with(standardize),
         factor: (1.0 / degrees) as f32,
         diagonal: 0.0,
     }
@@ -46,10 +47,10 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         core,
         Out::new(&mut args.gram),
         scratch.f64(symmetric::slots_len(isa, n)),
-        &mut *scratch.rest(gemm_len(isa, n, n, h)),
+        &mut *scratch.rest(gemm_len(core, n, n, h)),
     );
 
-    let slots_len = Cut::rows(isa, n).groups() * h;
+    let slots_len = Cut::rows(isa, n, h).groups() * h;
     let (square_slots, coupled_slots) = (scratch.f64(slots_len), scratch.f64(slots_len));
     let epilogue = DualEpilogue {
         activations: args.activations,
@@ -61,10 +62,10 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         square_slots: Out::dense(&mut *square_slots, h),
         coupled_slots: Out::dense(&mut *coupled_slots, h),
     };
-    let right = Operand::cols(args.activations).with(standardize(Axis::Panel));
-    Gemm { left: Operand::rows(args.gram.as_ref()), right, upper: false }.run(
+    let right = Operand::cols(args.activations).with(standardize);
+    Gemm { left: Operand::rows(args.gram.as_ref()), right, symmetric: false, cut_anywhere: false }.run(
         core,
-        scratch.f64(gemm_len(isa, n, h, n)),
+        scratch.f64(gemm_len(core, n, h, n)),
         &epilogue,
     );
     rows::fold(square_slots, false, squares);

@@ -11,6 +11,9 @@ macro_rules! operations {
     ($($module:ident::$operation:ident($arguments:ident))*) => {
         /// Storage types of the CPU backend: `f32`, `bf16` and `f16`.
         pub trait CpuElement: Element + StorageType {
+            /// Whether two values make a lane of a dot product.
+            #[doc(hidden)]
+            const PAIRS: bool;
             /// The slice itself, if it holds `f32`.
             #[doc(hidden)]
             #[inline(always)]
@@ -26,12 +29,13 @@ macro_rules! operations {
             $(#[doc(hidden)]
             fn $operation(cpu: &Cpu<Self>, args: $arguments<'_, Cpu<Self>>) -> Result<()>;)*
         }
-        operations!(@for f32; $($module::$operation($arguments))*);
-        operations!(@for bf16; $($module::$operation($arguments))*);
-        operations!(@for f16; $($module::$operation($arguments))*);
+        operations!(@for f32, false; $($module::$operation($arguments))*);
+        operations!(@for bf16, true; $($module::$operation($arguments))*);
+        operations!(@for f16, false; $($module::$operation($arguments))*);
     };
-    (@for $element:ty; $($module:ident::$operation:ident($arguments:ident))*) => {
+    (@for $element:ty, $pairs:literal; $($module:ident::$operation:ident($arguments:ident))*) => {
         impl CpuElement for $element {
+            const PAIRS: bool = $pairs;
             $(fn $operation(cpu: &Cpu<Self>, args: $arguments<'_, Cpu<Self>>) -> Result<()> {
                 $module::$operation(&cpu.core, args)
             })*

@@ -1,32 +1,32 @@
 //! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue.
 //!
-//! A row's log-sum-exp is kept as (m, s) with Σ exp(−a) = s·exp(−m), m the least a so far: a tile's least a may lower m, which
-//! rescales s. m is kept finite, so that infinite a need no case of their own. Each group of columns leaves one (m, s) a row, and
-//! each group of rows one sum a column; they are folded in order.
+//! A row's log-sum-exp is kept as (m, s) with Σ exp(−a) = s·exp(−m), m the least a so far, s a vector of partial sums: a lower a lowers m,
+//! which rescales s, mostly in the row's first tile alone. m is kept finite, so that infinite a need no case of their own. Each group of
+//! columns leaves one (m, s) a row, and each group of rows one sum a column; they are folded in order.
 
 use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch};
 use super::pack::Operand;
 use super::rows::{self, ColumnSums};
-use super::simd::{Isa, Simd, TILE_VECTORS, Task};
+use super::simd::{Isa, MAX_LANES, Simd, TILE_VECTORS, Task};
 use super::{Core, Cpu, CpuElement, math};
 use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
 use crate::operations::{Encode, Responsibilities};
 
-pub(super) fn workspace_len(isa: Isa, n: usize, d: usize, h: usize) -> usize {
-    slots_len(isa, n, h).0 + 2 * slots_len(isa, n, h).1 + gemm_len(isa, n, h, d)
+pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
+    slots_len(core.isa, n, h).0 + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
 }
 
 /// Elements of the row slots and of one set of column slots.
 fn slots_len(isa: Isa, n: usize, h: usize) -> (usize, usize) {
-    (n * 2 * Cut::cols(isa, h).groups(), Cut::rows(isa, n).groups() * h)
+    (n * 2 * Cut::cols(isa, h).groups(), Cut::rows(isa, n, h).groups() * h)
 }
 
 pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
-    let mut scratch = Scratch::new(args.workspace, workspace_len(core.isa, n, d, h))?;
+    let mut scratch = Scratch::new(args.workspace, workspace_len(core, n, d, h))?;
     let (row_len, col_len) = slots_len(core.isa, n, h);
     let row_slots = scratch.f64(row_len);
     let (sum_slots, square_slots) = (scratch.f64(col_len), scratch.f64(col_len));
@@ -43,9 +43,9 @@ pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -
             squares: Out::dense(&mut *square_slots, h),
         }),
     };
-    Gemm { left: Operand::rows(args.x), right: Operand::rows(args.weight), upper: false }.run(
+    Gemm { left: Operand::rows(args.x), right: Operand::rows(args.weight), symmetric: false, cut_anywhere: false }.run(
         core,
-        scratch.f64(gemm_len(core.isa, n, h, d)),
+        scratch.f64(gemm_len(core, n, h, d)),
         &epilogue,
     );
     if epilogue.row_slots.is_some() {
@@ -98,7 +98,7 @@ struct ColumnSlots<'a> {
 
 struct EncodeState {
     least: [f32; MAX_GROUP_ROWS],
-    exp_sum: [f64; MAX_GROUP_ROWS],
+    exp_sum: [[f32; MAX_LANES]; MAX_GROUP_ROWS],
     sum: ColumnSums,
     squares: ColumnSums,
 }
@@ -109,7 +109,7 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
     fn begin(&self, _: &Group) -> EncodeState {
         EncodeState {
             least: [f32::MAX; MAX_GROUP_ROWS],
-            exp_sum: [0.0; MAX_GROUP_ROWS],
+            exp_sum: [[0.0; MAX_LANES]; MAX_GROUP_ROWS],
             sum: ColumnSums::new(),
             squares: ColumnSums::new(),
         }
@@ -151,15 +151,17 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
                 let a =
                     [s.first_lanes(cols, a[0], infinity), s.first_lanes(cols.saturating_sub(S::LANES), a[1], infinity)];
                 let at = row - group.rows.start;
-                let before = state.least[at];
-                let least = before.min(s.horizontal_min(s.min(a[0], a[1]))).max(-f32::MAX);
-                if least < before {
-                    state.exp_sum[at] *= f64::from(least - before).exp();
-                    state.least[at] = least;
+                let (least, lowest) = (&mut state.least[at], s.min(a[0], a[1]));
+                let sums = &mut state.exp_sum[at][..S::LANES];
+                let mut sum = s.load(sums);
+                if s.any_less(lowest, s.splat(*least)) {
+                    let before = *least;
+                    *least = before.min(s.horizontal_min(lowest)).max(-f32::MAX);
+                    sum = s.mul(sum, math::exp(s, s.splat(*least - before)));
                 }
-                let least = s.splat(least);
+                let least = s.splat(*least);
                 let e = s.add(math::exp(s, s.sub(least, a[0])), math::exp(s, s.sub(least, a[1])));
-                state.exp_sum[at] += f64::from(s.horizontal_sum(e));
+                s.store(sums, s.add(sum, e));
             }
         }
         let col = tile.cols.start - group.cols.start;
@@ -175,7 +177,8 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
             for (i, row) in group.rows.clone().enumerate() {
                 // SAFETY: these rows' slots for this group of columns are this task's.
                 let slot = unsafe { slots.part(row, at..at + 2) };
-                slot.copy_from_slice(&[f64::from(state.least[i]), state.exp_sum[i]]);
+                let sum = state.exp_sum[i].iter().map(|lane| f64::from(*lane)).sum();
+                slot.copy_from_slice(&[f64::from(state.least[i]), sum]);
             }
         }
         if let Some(slots) = &self.column_slots {

@@ -1,28 +1,31 @@
-//! The matrix product: packed panels, one register tile, and an epilogue that gets each finished tile while it is in L1.
+//! The matrix product: one register tile, operands read in place where that is as fast, and an epilogue that gets each finished tile
+//! while it is in L1.
 //!
-//! out(i, j) = Σ_k left(i, k)·right(j, k). Both operands are packed into panels (see `pack`), so layouts, storage types, centring
-//! and scaling cost one pass over the operands and nothing in the inner loop. The tile sums the whole depth (in chunks that
-//! are added in memory, which bounds rounding), then the epilogue turns it into whatever the operation wants of it: an operation
-//! is an epilogue, and sums over rows or columns stay in its state until the task ends.
+//! out(i, j) = Σ_k left(i, k)·right(j, k). An operation is an epilogue: it turns a tile into whatever the operation wants of it, and sums
+//! over rows or columns stay in its state until the task ends.
 //!
-//! Geometry: a task is a group of at most 8×8 tiles (AVX-512: 112 rows × 256 columns); its left panels stay in L2 while each
-//! right panel passes. Groups are cut by shape alone, so results do not depend on the number of threads. Packed operands are
-//! limited to about 16 MB each; larger ones are packed a part at a time.
+//! Geometry: a task is a group of at most 8×8 tiles (AVX-512: 112 rows × 256 columns). It walks the depth in chunks of 1024 steps, whose
+//! operands fit into L2; sums of several chunks wait in an L2 buffer. Within a chunk each right panel stays in L1 or L2 while all left panels
+//! pass. How the operands get there is told in `pack`. Groups are cut by shape alone, so results do not depend on the number of threads.
 
-use super::memory::{Out, f32_len};
-use super::pack::Operand;
-use super::simd::{Isa, MAX_TILE, Simd, TILE_VECTORS, Task, left_width};
+use super::memory::{Aligned, Out};
+use super::pack::{Lanes, Left, Operand, Right, packed_len};
+use super::simd::{Isa, MAX_TILE, Panels, Simd, TILE_VECTORS, Task};
 use super::{Core, CpuElement};
 use std::ops::Range;
 
-/// Tiles along a side of a group.
-const GROUP: usize = 8;
+/// Panels of columns in a group, and of rows where there are few groups.
+pub(crate) const GROUP: usize = 8;
+/// Panels of rows in a group where there are [`MANY`] groups: right panels, which may come from memory, are read half as often.
+const TALL_GROUP: usize = 16;
+/// Groups that several threads can share out evenly.
+const MANY: usize = 40;
 /// Most rows of a group.
-pub(crate) const MAX_GROUP_ROWS: usize = GROUP * 14;
+pub(crate) const MAX_GROUP_ROWS: usize = TALL_GROUP * 14;
 /// Most columns of a group.
 pub(crate) const MAX_GROUP_COLS: usize = GROUP * 32;
-/// `f32` elements of a packed operand.
-const PACK_LIMIT: usize = 4 << 20;
+/// Steps of a chunk of the depth; a multiple of what the register tile sums at a time.
+const CHUNK: usize = 1024;
 
 /// A finished tile: rows of `stride` elements, of which the first `cols` count.
 pub(crate) struct Tile<'a> {
@@ -65,66 +68,125 @@ pub(crate) trait Epilogue: Sync {
 #[derive(Clone, Copy)]
 pub(crate) struct Cut {
     len: usize,
-    panel: usize,
+    width: usize,
+    /// Width of the first panel.
+    first: usize,
+    /// Panels that a width is divided into.
+    split: usize,
     groups: usize,
 }
 
 impl Cut {
-    fn new(len: usize, panel: usize) -> Self {
-        Self { len, panel, groups: len.div_ceil(panel).div_ceil(GROUP) }
+    fn new(len: usize, width: usize, first: usize, split: usize, group: usize) -> Self {
+        let mut cut = Self { len, width, first, split, groups: 0 };
+        cut.groups = cut.panels().div_ceil(group);
+        cut
     }
-    /// The rows of an output, in as few panels as the tile allows, all of about the same size: no tile is nearly empty.
-    pub(crate) fn rows(isa: Isa, rows: usize) -> Self {
+    /// The rows of an output of `cols` columns, in as few panels as the tile allows, all of about the same size: no tile is nearly empty.
+    pub(crate) fn rows(isa: Isa, rows: usize, cols: usize) -> Self {
         let panels = rows.div_ceil(isa.tile().0).max(1);
-        Self::new(rows, rows.div_ceil(panels).max(1))
+        let width = rows.div_ceil(panels).max(1);
+        let many = panels.div_ceil(TALL_GROUP).saturating_mul(Self::cols(isa, cols).groups) >= MANY;
+        Self::new(rows, width, width, 1, if many { TALL_GROUP } else { GROUP })
+    }
+    /// The most groups that an output of this many rows may have, symmetric or not. Grows with the rows, which the number itself does not.
+    pub(crate) fn most_row_groups(isa: Isa, rows: usize) -> usize {
+        Self::rows(isa, rows, 0).groups.max(Self::divided_cols(isa, rows).groups)
     }
     /// The columns of an output.
     pub(crate) fn cols(isa: Isa, cols: usize) -> Self {
-        Self::new(cols, isa.tile().1)
+        Self::new(cols, isa.tile().1, isa.tile().1, 1, GROUP)
+    }
+    /// The columns of an output, all but the first panel beginning `first` columns after a boundary. What depends on how columns are grouped
+    /// must not be cut so, for results may not depend on where matrices lie.
+    pub(crate) fn cols_from(isa: Isa, cols: usize, first: usize) -> Self {
+        Self::new(cols, isa.tile().1, first, 1, GROUP)
+    }
+    /// The rows of a symmetric output: each panel of columns, divided.
+    pub(crate) fn divided_cols(isa: Isa, len: usize) -> Self {
+        let (rows, cols) = isa.tile();
+        Self::new(len, cols, cols, cols.div_ceil(rows), GROUP)
+    }
+    /// Width of a panel.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+    pub(crate) fn panels(&self) -> usize {
+        let wide = if self.len == 0 { 0 } else { (self.len + self.width - self.first).div_ceil(self.width) };
+        wide * self.split
     }
     /// Number of groups.
     pub(crate) fn groups(&self) -> usize {
         self.groups
     }
     /// First panel of a group; groups differ by one panel at most.
-    fn first_panel(&self, group: usize) -> usize {
-        let panels = self.len.div_ceil(self.panel);
+    pub(crate) fn first_panel(&self, group: usize) -> usize {
+        let panels = self.panels();
         group * (panels / self.groups.max(1)) + group.min(panels % self.groups.max(1))
+    }
+    /// Where a panel begins; the end for the one after the last.
+    fn start(&self, panel: usize) -> usize {
+        let (wide, part) = (panel / self.split, panel % self.split);
+        let start = if wide == 0 { 0 } else { self.first + (wide - 1) * self.width };
+        (start + (part * self.width).div_ceil(self.split)).min(self.len)
+    }
+    /// Rows or columns of a panel.
+    pub(crate) fn panel(&self, panel: usize) -> Range<usize> {
+        self.start(panel)..self.start(panel + 1)
+    }
+    /// Panels of a group.
+    fn group_panels(&self, group: usize) -> Range<usize> {
+        self.first_panel(group)..self.first_panel(group + 1)
     }
     /// Rows or columns of a group.
     fn group(&self, group: usize) -> Range<usize> {
-        self.first_panel(group) * self.panel..(self.first_panel(group + 1) * self.panel).min(self.len)
-    }
-    /// Groups of a packed part, if a panel takes `panel_len` elements.
-    fn groups_per_part(&self, panel_len: usize) -> usize {
-        (PACK_LIMIT / (panel_len * GROUP).max(1)).clamp(1, self.groups.max(1))
-    }
-    /// Elements that the largest packed part may take. Grows with the length and the panel, so that a workspace for a shape
-    /// serves every smaller one.
-    fn part_len(&self, panel_len: usize) -> usize {
-        let panels = self.len.div_ceil(self.panel);
-        panels.saturating_mul(panel_len).min(PACK_LIMIT.max(panel_len.saturating_mul(GROUP)))
-    }
-    /// Width of a packed panel of rows.
-    fn left_width(&self) -> usize {
-        left_width(self.panel)
+        let panels = self.group_panels(group);
+        self.start(panels.start)..self.start(panels.end)
     }
 }
 
-/// Elements of a workspace that a product takes.
-pub(crate) fn workspace_len(isa: Isa, rows: usize, cols: usize, depth: usize) -> usize {
-    let (row_cut, col_cut) = (Cut::rows(isa, rows), Cut::cols(isa, cols));
-    let left = row_cut.part_len(row_cut.left_width().saturating_mul(depth));
-    let right = col_cut.part_len(col_cut.panel.saturating_mul(depth));
-    f32_len(left) + f32_len(right)
+/// Sizes of what each thread needs beside the operands, in elements of `f32`.
+struct Scratch {
+    left: usize,
+    right: usize,
+    sums: usize,
+}
+
+impl Scratch {
+    /// Grows with every extent, so that a workspace for a shape serves every smaller one.
+    fn of(isa: Isa, rows: usize, cols: usize, depth: usize) -> Self {
+        let (tile_rows, tile_cols) = isa.tile();
+        let chunk = depth.min(CHUNK);
+        // A first panel that is not whole may make one more.
+        let row_panels = Cut::divided_cols(isa, rows).panels().min(TALL_GROUP);
+        let col_panels = (cols.div_ceil(tile_cols) + 1).min(GROUP);
+        Self {
+            left: Left::<f32>::len(row_panels * tile_rows, chunk),
+            right: tile_cols * chunk,
+            sums: if depth > CHUNK { row_panels * col_panels * MAX_TILE } else { 0 },
+        }
+    }
+
+    /// Elements of the workspace for one thread.
+    fn len(&self) -> usize {
+        [self.left, self.right, self.sums].map(Aligned::len).into_iter().sum()
+    }
+}
+
+/// Elements of a workspace that a product takes at most.
+pub(crate) fn workspace_len(core: &Core, rows: usize, cols: usize, depth: usize) -> usize {
+    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth)) + core.threads.count() * Scratch::of(core.isa, rows, cols, depth).len()
 }
 
 /// A product and what limits it.
 pub(crate) struct Gemm<'a, L: CpuElement, R: CpuElement> {
     pub left: Operand<'a, L>,
     pub right: Operand<'a, R>,
-    /// Whether only tiles that touch the upper triangle (row ≤ column) are computed.
-    pub upper: bool,
+    /// Whether both operands are the same. Only tiles that touch the upper triangle (row ≤ column) are computed then.
+    pub symmetric: bool,
+    /// Whether columns may be cut where the right operand's vectors begin, for results that do not depend on how columns are grouped: they
+    /// must not depend on where a matrix lies.
+    pub cut_anywhere: bool,
 }
 
 impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
@@ -133,148 +195,146 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
         let isa = core.isa;
         let (rows, cols, depth) = (self.left.len(), self.right.len(), self.left.depth());
         debug_assert_eq!(depth, self.right.depth());
-        let (row_cut, col_cut) = (Cut::rows(isa, rows), Cut::cols(isa, cols));
-        let (left_panel, right_panel) = (row_cut.left_width() * depth, col_cut.panel * depth);
-        let (left_space, right_space) = workspace.split_at_mut(f32_len(row_cut.part_len(left_panel)));
-        let left_space: &mut [f32] = bytemuck::cast_slice_mut(left_space);
-        let right_space: &mut [f32] = bytemuck::cast_slice_mut(right_space);
-        let (row_step, col_step) = (row_cut.groups_per_part(left_panel), col_cut.groups_per_part(right_panel));
-
-        for col_groups in parts(col_cut.groups, col_step) {
-            let right = Packed::new(core, &self.right, col_cut, &col_groups, right_panel, col_cut.panel, right_space);
-            for row_groups in parts(row_cut.groups, row_step) {
-                let left =
-                    Packed::new(core, &self.left, row_cut, &row_groups, left_panel, row_cut.left_width(), left_space);
-                let tasks = row_groups.len() * col_groups.len();
-                let first = (row_groups.start, col_groups.start);
-                let part_rows = row_cut.group(row_groups.start).start..row_cut.group(row_groups.end - 1).end;
-                let part_cols = col_cut.group(col_groups.start).start..col_cut.group(col_groups.end - 1).end;
-                let work = part_rows.len().saturating_mul(part_cols.len()).saturating_mul(depth.max(16));
-                core.threads.for_each(tasks, work, |task| {
-                    let (row_index, col_index) = (first.0 + task / col_groups.len(), first.1 + task % col_groups.len());
+        let lanes = Lanes::of(isa, &self.left, &self.right);
+        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes).count() == 1;
+        let shared = self.symmetric && packed_at_once(Cut::cols(isa, cols));
+        let row_cut = if shared { Cut::divided_cols(isa, rows) } else { Cut::rows(isa, rows, cols) };
+        let col_cut = if self.cut_anywhere { Right::cut(isa, &self.right, lanes, rows) } else { Cut::cols(isa, cols) };
+        let sizes = Scratch::of(isa, rows, cols, depth);
+        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes);
+        let (packed, scratch) = workspace.split_at_mut(Aligned::len(packed_len));
+        for part in Right::parts(isa, &self.right, col_cut, lanes) {
+            let right = Right::new(core, &self.right, lanes, col_cut, &part, Aligned::of(packed));
+            let left = Left::new(&self.left, lanes, if shared { right.packed() } else { None });
+            let part_cols = col_cut.group(part.start).start..col_cut.group(part.end - 1).end;
+            let work = rows.saturating_mul(part_cols.len()).saturating_mul(depth.max(16));
+            let tasks = row_cut.groups * part.len();
+            core.threads.for_each_with(
+                tasks,
+                work,
+                scratch,
+                sizes.len(),
+                |scratch| Worker::new(&sizes, scratch),
+                |worker, task| {
+                    let (row_index, col_index) = (task / part.len(), part.start + task % part.len());
                     let (rows, cols) = (row_cut.group(row_index), col_cut.group(col_index));
-                    if self.upper && cols.end <= rows.start {
+                    if self.symmetric && rows.start >= cols.end {
                         return;
                     }
                     let group = Group { row_index, col_index, rows, cols };
                     let mut state = epilogue.begin(&group);
-                    isa.run(GroupTask {
+                    let state_of_task = &mut state;
+                    core.isa.run(GroupTask {
                         epilogue,
-                        state: &mut state,
+                        state: state_of_task,
                         group: &group,
-                        left: left.panels(row_cut, row_index),
-                        right: right.panels(col_cut, col_index),
+                        left,
+                        right,
+                        worker,
+                        lanes,
                         depth,
-                        tile_rows: row_cut.panel,
-                        upper: self.upper,
+                        row_cut,
+                        col_cut,
+                        symmetric: self.symmetric,
                     });
                     epilogue.end(state, &group);
-                });
-            }
+                },
+            );
         }
     }
 }
 
-/// Ranges of `step` out of `count`.
-fn parts(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(step.max(1)).map(move |start| start..count.min(start + step))
+/// A thread's memory.
+struct Worker<'a> {
+    left: &'a mut [f32],
+    /// The group of rows and the chunk of the depth that were copied there.
+    copied: Option<(usize, usize)>,
+    right: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
-/// The packed panels of some groups.
-struct Packed<'a> {
-    data: &'a [f32],
-    panel_len: usize,
-    first_panel: usize,
-}
-
-impl<'a> Packed<'a> {
-    fn new<E: CpuElement>(
-        core: &Core,
-        operand: &Operand<'_, E>,
-        cut: Cut,
-        groups: &Range<usize>,
-        panel_len: usize,
-        width: usize,
-        space: &'a mut [f32],
-    ) -> Self {
-        let (first_panel, end) = (cut.first_panel(groups.start), cut.first_panel(groups.end));
-        let data = &mut space[..(end - first_panel) * panel_len];
-        if panel_len > 0 {
-            let panels = Out::dense(data, panel_len);
-            // Packing an element costs about as much as a few multiply-adds.
-            core.threads.for_each(end - first_panel, panels_work(end - first_panel, panel_len), |panel| {
-                // SAFETY: each panel is packed by one task.
-                let target = unsafe { panels.part(panel, 0..panel_len) };
-                let start = (first_panel + panel) * cut.panel;
-                core.isa.run(PackTask { operand, start, width, target });
-            });
-        }
-        Self { data, panel_len, first_panel }
-    }
-
-    /// The panels of a group.
-    fn panels(&self, cut: Cut, group: usize) -> &'a [f32] {
-        let panels = cut.first_panel(group) - self.first_panel..cut.first_panel(group + 1) - self.first_panel;
-        &self.data[panels.start * self.panel_len..panels.end * self.panel_len]
+impl<'a> Worker<'a> {
+    fn new(sizes: &Scratch, scratch: &'a mut [f64]) -> Self {
+        let (left, rest) = scratch.split_at_mut(Aligned::len(sizes.left));
+        let (right, sums) = rest.split_at_mut(Aligned::len(sizes.right));
+        Self { left: Aligned::of(left), copied: None, right: Aligned::of(right), sums: Aligned::of(sums) }
     }
 }
 
-fn panels_work(panels: usize, panel_len: usize) -> usize {
-    panels.saturating_mul(panel_len).saturating_mul(8)
-}
-
-struct PackTask<'a, 'b, E: CpuElement> {
-    operand: &'a Operand<'b, E>,
-    start: usize,
-    width: usize,
-    target: &'a mut [f32],
-}
-
-impl<E: CpuElement> Task for PackTask<'_, '_, E> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        self.operand.pack(s, self.start, self.width, self.target);
-    }
-}
-
-struct GroupTask<'a, X: Epilogue> {
+struct GroupTask<'a, 'b, 'p, 'w, X: Epilogue, L: CpuElement, R: CpuElement> {
     epilogue: &'a X,
     state: &'a mut X::State,
     group: &'a Group,
-    left: &'a [f32],
-    right: &'a [f32],
+    left: Left<'b, 'p, L>,
+    right: Right<'b, 'p, R>,
+    worker: &'a mut Worker<'w>,
+    lanes: Lanes,
     depth: usize,
-    tile_rows: usize,
-    upper: bool,
+    row_cut: Cut,
+    col_cut: Cut,
+    symmetric: bool,
 }
 
 /// Aligned to a cache line.
 #[repr(align(64))]
 struct TileBuffer([f32; MAX_TILE]);
 
-impl<X: Epilogue> Task for GroupTask<'_, X> {
+impl<X: Epilogue, L: CpuElement, R: CpuElement> Task for GroupTask<'_, '_, '_, '_, X, L, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (tile_rows, tile_cols) = (self.tile_rows, TILE_VECTORS * S::LANES);
-        let (left_panel, right_panel) = (left_width(tile_rows) * self.depth, tile_cols * self.depth);
-        let product_tile = S::TILES[tile_rows - 1];
+        let tile_cols = TILE_VECTORS * S::LANES;
         let mut buffer = TileBuffer([0.0; MAX_TILE]);
-        let (all_rows, all_cols) = (&self.group.rows, &self.group.cols);
-        for (j, col) in all_cols.clone().step_by(tile_cols).enumerate() {
-            let cols = col..all_cols.end.min(col + tile_cols);
-            let right = &self.right[j * right_panel..(j + 1) * right_panel];
-            for (i, row) in all_rows.clone().step_by(tile_rows).enumerate() {
-                if self.upper && cols.end <= row {
-                    break;
+        let group = self.group;
+        let (row_panels, col_panels) =
+            (self.row_cut.group_panels(group.row_index), self.col_cut.group_panels(group.col_index));
+        // A depth of 0 has one chunk too, of no steps: the epilogue gets zeros.
+        for start in (0..self.depth.max(1)).step_by(CHUNK) {
+            let chunk = start..self.depth.min(start + CHUNK);
+            let last = chunk.end == self.depth;
+            let here = Some((group.row_index, start));
+            let copy = self.worker.copied != here;
+            self.worker.copied = here;
+            let left = self.left.place(s, &group.rows, &chunk, self.worker.left, copy);
+            for (j, col_panel) in col_panels.clone().enumerate() {
+                let cols = self.col_cut.panel(col_panel);
+                if self.symmetric && cols.end <= group.rows.start {
+                    continue;
                 }
-                let rows = row..all_rows.end.min(row + tile_rows);
-                let left = &self.left[i * left_panel..(i + 1) * left_panel];
-                // SAFETY: the panels have `depth` steps, the buffer has room for the largest tile, and `Isa::run` came here.
-                unsafe { product_tile(self.depth, left.as_ptr(), right.as_ptr(), buffer.0.as_mut_ptr()) };
-                let tile = Tile { data: &buffer.0, stride: tile_cols, rows, cols: cols.clone() };
-                self.epilogue.tile(s, self.state, self.group, tile);
+                let right = self.right.place(s, col_panel, &cols, &chunk, self.worker.right);
+                let next = if cols.end < group.cols.end { (start, cols.end) } else { (chunk.end, group.cols.start) };
+                for (i, row_panel) in row_panels.clone().enumerate() {
+                    let mut rows = self.row_cut.panel(row_panel);
+                    if self.symmetric {
+                        rows.end = rows.end.min(cols.end);
+                    }
+                    if rows.is_empty() {
+                        break;
+                    }
+                    let tile = if self.depth > CHUNK {
+                        &mut self.worker.sums[(j * row_panels.len() + i) * MAX_TILE..][..MAX_TILE]
+                    } else {
+                        &mut buffer.0[..]
+                    };
+                    let product_tile = self.lanes.tiles::<S>().of(left.layout)[rows.len() - 1];
+                    let (next, next_step) = self.right.line(&next, i);
+                    let panels = Panels {
+                        steps: self.lanes.steps(chunk.len()),
+                        left: left.panel(rows.start),
+                        left_step: left.step,
+                        right: right.data,
+                        right_step: right.step,
+                        next,
+                        next_step,
+                    };
+                    // SAFETY: the panels are in the operands or their copies, a tile's place has room for the largest tile, and
+                    // `Isa::run` came here.
+                    unsafe { product_tile(&panels, tile.as_mut_ptr(), start > 0) };
+                    if last {
+                        let tile = Tile { data: tile, stride: tile_cols, rows, cols: cols.clone() };
+                        self.epilogue.tile(s, self.state, group, tile);
+                    }
+                }
             }
         }
     }
@@ -290,7 +350,7 @@ pub(crate) struct Pointwise<'a, E: CpuElement> {
 
 impl<E: CpuElement> Pointwise<'_, E> {
     pub(crate) fn run<X: Epilogue>(&self, core: &Core, epilogue: &X) {
-        let (row_cut, col_cut) = (Cut::rows(core.isa, self.rows), Cut::cols(core.isa, self.cols));
+        let (row_cut, col_cut) = (Cut::rows(core.isa, self.rows, self.cols), Cut::cols(core.isa, self.cols));
         let work = self.rows.saturating_mul(self.cols).saturating_mul(16);
         core.threads.for_each(row_cut.groups * col_cut.groups, work, |task| {
             let (row_index, col_index) = (task / col_cut.groups, task % col_cut.groups);
@@ -336,20 +396,22 @@ impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::parallel::Threads;
 
     #[test]
     fn groups_cover_everything_once_in_nearly_equal_parts() {
         for isa in Isa::available() {
             for len in (0..700).chain([4096, 6145]) {
-                for cut in [Cut::rows(isa, len), Cut::cols(isa, len)] {
+                let wide = Cut::rows(isa, len, 4096);
+                for cut in [Cut::rows(isa, len, 1), wide, Cut::cols(isa, len), Cut::divided_cols(isa, len), Cut::cols_from(isa, len, 3)] {
                     let sizes: Vec<usize> = (0..cut.groups()).map(|group| cut.group(group).len()).collect();
                     let covered: Vec<usize> = (0..cut.groups()).flat_map(|group| cut.group(group)).collect();
                     assert_eq!(covered, (0..len).collect::<Vec<_>>(), "{isa:?}, {len}");
                     let largest = sizes.iter().max().copied().unwrap_or(0);
-                    assert!(largest <= cut.panel * GROUP && largest <= MAX_GROUP_COLS.max(MAX_GROUP_ROWS));
+                    assert!(largest <= cut.width * TALL_GROUP && largest <= MAX_GROUP_COLS.max(MAX_GROUP_ROWS));
                     // All but the last differ by one panel at most.
                     assert!(
-                        sizes.iter().rev().skip(1).all(|size| size + cut.panel >= largest),
+                        sizes.iter().rev().skip(1).all(|size| size + cut.width >= largest),
                         "{isa:?}, {len}: {sizes:?}"
                     );
                 }
@@ -361,9 +423,10 @@ mod tests {
     fn a_workspace_for_a_shape_serves_every_smaller_one() {
         let extents = [0, 1, 9, 14, 15, 16, 17, 28, 29, 100, 128, 500, 784, 1000, 2000, 3000, 4096, 5000, 8192, 20_000];
         for isa in Isa::available() {
+            let core = Core { isa, threads: Threads::One };
             for pair in extents.windows(2) {
                 for [a, b] in extents.iter().flat_map(|a| extents.iter().map(|b| [*a, *b])) {
-                    let len = |x: usize| [[x, a, b], [a, x, b], [a, b, x]].map(|[m, n, k]| workspace_len(isa, m, n, k));
+                    let len = |x: usize| [[x, a, b], [a, x, b], [a, b, x]].map(|[m, n, k]| workspace_len(&core, m, n, k));
                     let (smaller, larger) = (len(pair[0]), len(pair[1]));
                     assert!(smaller.iter().zip(&larger).all(|(s, l)| s <= l), "{isa:?}, {pair:?}, {a}, {b}");
                 }

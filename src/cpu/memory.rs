@@ -39,6 +39,24 @@ pub(crate) fn f32_len(len: usize) -> usize {
     len.div_ceil(2)
 }
 
+/// Parts of a workspace that begin at a cache line, as numbers of `f32`.
+pub(crate) struct Aligned;
+
+impl Aligned {
+    const LINE: usize = 64;
+
+    /// Elements of a workspace that hold `len` numbers of `f32` wherever they begin.
+    pub(crate) fn len(len: usize) -> usize {
+        if len == 0 { 0 } else { f32_len(len) + Self::LINE / size_of::<f64>() }
+    }
+
+    /// All that lies behind the first boundary.
+    pub(crate) fn of(space: &mut [f64]) -> &mut [f32] {
+        let skipped = space.as_ptr().align_offset(Self::LINE).min(space.len());
+        bytemuck::cast_slice_mut(&mut space[skipped..])
+    }
+}
+
 /// A matrix whose parts are written by several tasks, each part by one.
 #[derive(Clone, Copy)]
 pub(crate) struct Out<'a, T> {

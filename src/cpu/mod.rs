@@ -103,21 +103,21 @@ impl<E: CpuElement> Backend for Cpu<E> {
     }
     fn workspace_len(&self, shape: Shape) -> Result<usize> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
-        let isa = self.core.isa;
+        let core = &self.core;
         for (one, other) in [(n, d), (n, h), (n, n), (h, d), (h, h), (d, d)] {
             if one.checked_mul(other).and_then(|len| len.checked_mul(64)).is_none() {
                 return Err(Error::Overflow { what: "the workspace" });
             }
         }
         Ok([
-            encode::workspace_len(isa, n, d, h),
-            statistics::finish_workspace_len(isa, n, h),
-            dual::workspace_len(isa, n, h),
-            backward::workspace_len(isa, n, h),
-            product::workspace_len(isa, n, d, h),
+            encode::workspace_len(core, n, d, h),
+            statistics::finish_workspace_len(core, n, h),
+            dual::workspace_len(core, n, h),
+            backward::workspace_len(core, n, h),
+            product::workspace_len(core, n, d, h),
             product::column_sums_workspace_len(n, d.max(h)),
-            redundancy::workspace_len(isa, h, d),
-            decode::workspace_len(isa, n, d, h),
+            redundancy::workspace_len(core, h, d),
+            decode::workspace_len(core, n, d, h),
         ]
         .into_iter()
         .max()

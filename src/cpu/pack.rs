@@ -1,24 +1,32 @@
-//! Packing: an operand's panels laid out as the register tile reads them, widened, centred and scaled on the way.
+//! How the operands of a product get to the register tile: read in place, or copied in the layout that it reads.
+//!
+//! The tile broadcasts values of the left operand, so any layout will do and only what has to be widened, centred or scaled is copied. It
+//! loads vectors of the right operand, which must run along the output's columns and begin where vectors do: unless the matrix lies like that
+//! already, all of it is packed into panels before the tasks, transposed if need be.
+//!
+//! A step of the depth is one `f32`, or a pair of `bf16` where the instruction set multiplies pairs: both are lanes of 32 bits.
 
-use super::CpuElement;
-use super::simd::{MAX_TILE_WIDTH, Simd, TRANSPOSE};
+use super::gemm::{Cut, GROUP};
+use super::memory::Out;
+use super::rows;
+use super::simd::{Isa, LeftLayout, MAX_TILE_WIDTH, ProductTiles, Simd, TILE_VECTORS, TRANSPOSE, Task};
+use super::{Core, CpuElement};
 use crate::matrix::MatRef;
+use std::ops::Range;
 
-/// Which index of an operand a feature vector belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Axis {
-    /// The output's row or column.
-    Panel,
-    /// The summed index.
-    Depth,
-}
-
-/// (value − shift_f)·scale_f, with f the index along an axis.
+/// What runs along a matrix's rows or columns: (value − shift)·scale.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub axis: Axis,
     pub shift: Option<&'a [f32]>,
     pub scale: Option<&'a [f32]>,
+}
+
+/// Which index of a matrix a vector belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axis {
+    Row,
+    Column,
 }
 
 /// One side of a product, as a matrix (panel index, depth).
@@ -29,9 +37,6 @@ pub(crate) struct Operand<'a, E: CpuElement> {
     transposed: bool,
     affine: Option<Affine<'a>>,
 }
-
-/// Steps of the depth that are staged at a time.
-const STAGE: usize = 128;
 
 impl<'a, E: CpuElement> Operand<'a, E> {
     /// Panel index = row, depth = column.
@@ -54,74 +59,145 @@ impl<'a, E: CpuElement> Operand<'a, E> {
         if self.transposed { self.matrix.rows() } else { self.matrix.cols() }
     }
 
-    /// Packs the panel of `width` indices from `start` on: for each step of the depth, `width` values, 0 beyond the end.
-    /// A multiple of 8 is written, so `width` is one.
-    #[inline(always)]
-    pub(crate) fn pack<S: Simd>(&self, s: S, start: usize, width: usize, panel: &mut [f32]) {
-        let valid = width.min(self.len() - start);
-        if self.transposed {
-            self.pack_cols(start, width, valid, panel);
-        } else {
-            self.pack_rows(s, start, width, valid, panel);
-        }
-    }
-
-    /// Each step's values lie side by side.
-    #[inline(always)]
-    fn pack_cols(&self, start: usize, width: usize, valid: usize, panel: &mut [f32]) {
-        let indices = start..start + valid;
-        for (k, step) in panel.chunks_exact_mut(width).enumerate() {
-            let (values, padding) = step.split_at_mut(valid);
-            E::widen(&self.matrix.row(k)[indices.clone()], values);
-            padding.fill(0.0);
-            if let Some(affine) = &self.affine {
-                affine.apply(values, indices.clone(), k, Axis::Panel);
+    /// The matrix itself, if what it holds is the lanes that the tile multiplies.
+    fn in_place(&self, lanes: Lanes) -> Option<InPlace<'a>> {
+        let step = self.matrix.row_stride();
+        match lanes {
+            _ if self.affine.is_some() => None,
+            Lanes::Floats => E::as_f32(self.matrix.data()).map(|data| InPlace { data, step }),
+            // Pairs lie side by side along the rows.
+            Lanes::Pairs if self.transposed || step % 2 != 0 || self.matrix.cols() % 2 != 0 => None,
+            Lanes::Pairs => {
+                let data = self.matrix.data();
+                let data = bytemuck::try_cast_slice(&data[..data.len() - data.len() % 2]).ok()?;
+                Some(InPlace { data, step: step / 2 })
             }
         }
     }
 
-    /// Each index's values lie side by side: transposed in blocks of 8×8, from the matrix itself if it holds `f32` as they are,
-    /// else from a stage.
+    /// Copies a part of the matrix, one row after another, `step` lanes apart; columns are padded with zeros to whole register rows.
     #[inline(always)]
-    fn pack_rows<S: Simd>(&self, s: S, start: usize, width: usize, valid: usize, panel: &mut [f32]) {
+    fn copy<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
+        /// Rows that are fetched ahead.
+        const AHEAD: usize = 4;
+        let width = TILE_VECTORS * S::LANES;
+        for (row, to) in rows.zip(to.chunks_mut(step)) {
+            let from = &self.matrix.row(row)[cols.clone()];
+            let ahead = from.as_ptr().wrapping_add(AHEAD * self.matrix.row_stride());
+            for (index, (from, to)) in from.chunks(width).zip(to.chunks_mut(width)).enumerate() {
+                for line in 0..(width * size_of::<E>()).div_ceil(64) {
+                    s.prefetch(ahead.wrapping_add(index * width).cast::<u8>().wrapping_add(64 * line));
+                }
+                let mut values = rows::widen(s, from);
+                if let Some(affine) = &self.affine {
+                    let first = cols.start + index * width;
+                    values = affine.apply(s, row, first..first + from.len(), values);
+                }
+                rows::store(s, to, values);
+            }
+        }
+    }
+
+    /// A part of a row of 16-bit numbers.
+    fn bits(&self, row: usize, cols: &Range<usize>) -> &[u16] {
+        bytemuck::cast_slice(&self.matrix.row(row)[cols.clone()])
+    }
+
+    /// As [`copy`](Self::copy), but pairs of columns make a lane.
+    fn copy_pairs_of_columns(&self, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
+        for (row, to) in rows.zip(to.chunks_mut(step)) {
+            let to: &mut [u16] = bytemuck::cast_slice_mut(&mut to[..cols.len().div_ceil(2)]);
+            to[cols.len() - cols.len() % 2..].fill(0);
+            to[..cols.len()].copy_from_slice(self.bits(row, &cols));
+        }
+    }
+
+    /// As [`copy`](Self::copy), but pairs of rows make a lane.
+    #[inline(always)]
+    fn copy_pairs_of_rows<S: Simd>(&self, _: S, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
+        for (row, to) in rows.clone().step_by(2).zip(to.chunks_mut(step)) {
+            let to: &mut [u32] = bytemuck::cast_slice_mut(to);
+            let (pairs, padding) = to.split_at_mut(cols.len());
+            if row + 1 < rows.end {
+                for ((pair, first), second) in pairs.iter_mut().zip(self.bits(row, &cols)).zip(self.bits(row + 1, &cols)) {
+                    *pair = u32::from(*first) | u32::from(*second) << 16;
+                }
+            } else {
+                for (pair, first) in pairs.iter_mut().zip(self.bits(row, &cols)) {
+                    *pair = u32::from(*first);
+                }
+            }
+            padding.fill(0);
+        }
+    }
+
+    /// Copies a part of a transposed operand: for each step of the depth, the values of some panel indices.
+    #[inline(always)]
+    fn copy_steps<S: Simd>(
+        &self,
+        s: S,
+        lanes: Lanes,
+        depth: &Range<usize>,
+        cols: &Range<usize>,
+        to: &mut [f32],
+        step: usize,
+    ) {
+        match lanes {
+            Lanes::Floats => self.copy(s, depth.clone(), cols.clone(), to, step),
+            Lanes::Pairs => self.copy_pairs_of_rows(s, depth.clone(), cols.clone(), to, step),
+        }
+    }
+
+    /// Copies a part of an operand that is not transposed: for each panel index, its values along the depth.
+    #[inline(always)]
+    fn copy_indices<S: Simd>(
+        &self,
+        s: S,
+        lanes: Lanes,
+        rows: Range<usize>,
+        depth: &Range<usize>,
+        to: &mut [f32],
+        step: usize,
+    ) {
+        match lanes {
+            Lanes::Floats => self.copy(s, rows, depth.clone(), to, step),
+            Lanes::Pairs => self.copy_pairs_of_columns(rows, depth.clone(), to, step),
+        }
+    }
+
+    /// Packs the panel of `width` indices from `start` on, of an operand that is not transposed: for each step of the depth, `width`
+    /// lanes, 0 beyond the end. Blocks of 8×8 are transposed, from the matrix itself if it holds the lanes as they are.
+    #[inline(always)]
+    fn pack<S: Simd>(&self, s: S, lanes: Lanes, start: usize, width: usize, panel: &mut [f32]) {
+        /// Steps of the depth that are staged at a time.
+        const STAGE: usize = 128;
         let depth = self.depth();
+        let steps = lanes.steps(depth);
+        let valid = width.min(self.len() - start);
         let mut stage = [0.0f32; TRANSPOSE * STAGE];
         for group in (0..width).step_by(TRANSPOSE) {
-            let rows = valid.saturating_sub(group).min(TRANSPOSE);
-            let direct = match E::as_f32(self.matrix.data()) {
-                Some(data) if rows == TRANSPOSE && self.affine.is_none() => Some(data),
-                _ => None,
-            };
-            for first in (0..depth).step_by(STAGE) {
-                let steps = STAGE.min(depth - first);
+            let indices = valid.saturating_sub(group).min(TRANSPOSE);
+            let direct = self.in_place(lanes).filter(|_| indices == TRANSPOSE);
+            for first in (0..steps).step_by(STAGE) {
+                let count = STAGE.min(steps - first);
                 let (from, stride) = match direct {
-                    Some(data) => {
-                        (&data[(start + group) * self.matrix.row_stride() + first..], self.matrix.row_stride())
-                    }
+                    Some(InPlace { data, step }) => (&data[(start + group) * step + first..], step),
                     None => {
-                        for (i, values) in stage.chunks_exact_mut(STAGE).enumerate() {
-                            let values = &mut values[..steps];
-                            if i < rows {
-                                let row = start + group + i;
-                                E::widen(&self.matrix.row(row)[first..first + steps], values);
-                                if let Some(affine) = &self.affine {
-                                    affine.apply(values, first..first + steps, row, Axis::Depth);
-                                }
-                            } else {
-                                values.fill(0.0);
-                            }
-                        }
+                        let range = lanes.depth(first)..lanes.depth(first + count).min(depth);
+                        let rows = start + group..start + group + indices;
+                        self.copy_indices(s, lanes, rows, &range, &mut stage, STAGE);
+                        stage[indices * STAGE..].fill(0.0);
                         (&stage[..], STAGE)
                     }
                 };
                 let to = &mut panel[first * width + group..];
-                let whole = steps - steps % TRANSPOSE;
+                let whole = count - count % TRANSPOSE;
                 for k in (0..whole).step_by(TRANSPOSE) {
                     assert!(from.len() >= k + 7 * stride + 8 && to.len() >= (k + 7) * width + 8);
                     // SAFETY: 8 rows of 8 elements are there, as just asserted.
                     unsafe { s.transpose(from.as_ptr().add(k), stride, to.as_mut_ptr().add(k * width), width) };
                 }
-                for k in whole..steps {
+                for k in whole..count {
                     for i in 0..TRANSPOSE {
                         to[k * width + i] = from[i * stride + k];
                     }
@@ -132,24 +208,371 @@ impl<'a, E: CpuElement> Operand<'a, E> {
 }
 
 impl Affine<'_> {
-    /// Applies itself to `values`, which lie at `indices` along the axis `along` and at `fixed` along the other.
+    /// Applies itself to a row's values in `cols`.
     #[inline(always)]
-    fn apply(&self, values: &mut [f32], indices: std::ops::Range<usize>, fixed: usize, along: Axis) {
-        if self.axis == along {
-            if let Some(shift) = self.shift {
-                for (value, shift) in values.iter_mut().zip(&shift[indices.clone()]) {
-                    *value -= shift;
-                }
+    fn apply<S: Simd>(&self, s: S, row: usize, cols: Range<usize>, mut values: rows::Row<S>) -> rows::Row<S> {
+        let part = |vector: &[f32]| match self.axis {
+            Axis::Row => rows::splat(s, vector[row]),
+            Axis::Column => rows::load(s, &vector[cols.clone()]),
+        };
+        if let Some(shift) = self.shift.map(part) {
+            values = [s.sub(values[0], shift[0]), s.sub(values[1], shift[1])];
+        }
+        if let Some(scale) = self.scale.map(part) {
+            values = [s.mul(values[0], scale[0]), s.mul(values[1], scale[1])];
+        }
+        values
+    }
+}
+
+/// A matrix's rows as lanes.
+#[derive(Clone, Copy)]
+struct InPlace<'a> {
+    data: &'a [f32],
+    step: usize,
+}
+
+/// What a step of the depth is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lanes {
+    /// One `f32`.
+    Floats,
+    /// Two `bf16`.
+    Pairs,
+}
+
+impl Lanes {
+    /// Pairs need operands that are multiplied as they are stored: what is computed from them would lose its digits.
+    pub(crate) fn of<L: CpuElement, R: CpuElement>(isa: Isa, left: &Operand<'_, L>, right: &Operand<'_, R>) -> Self {
+        let stored = left.affine.is_none() && right.affine.is_none();
+        if isa == Isa::Avx512Bf16 && L::PAIRS && R::PAIRS && stored { Lanes::Pairs } else { Lanes::Floats }
+    }
+    /// Values of a lane.
+    fn depth(self, steps: usize) -> usize {
+        if self == Lanes::Pairs { 2 * steps } else { steps }
+    }
+    /// Lanes of a depth.
+    pub(crate) fn steps(self, depth: usize) -> usize {
+        if self == Lanes::Pairs { depth.div_ceil(2) } else { depth }
+    }
+    /// The register tiles.
+    #[inline(always)]
+    pub(crate) fn tiles<S: Simd>(self) -> &'static ProductTiles {
+        match self {
+            Lanes::Floats => S::TILES,
+            Lanes::Pairs => S::PAIR_TILES.expect("`of` chooses pairs for the instruction set that has them"),
+        }
+    }
+}
+
+/// How the left operand gets to the tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a, 'p, E: CpuElement> {
+    operand: Operand<'a, E>,
+    lanes: Lanes,
+    source: LeftSource<'p>,
+}
+
+#[derive(Clone, Copy)]
+enum LeftSource<'p> {
+    InPlace(InPlace<'p>),
+    /// Tasks copy their part.
+    Copied,
+    /// All of it is the packed right operand.
+    Shared(&'p [f32]),
+}
+
+/// A group's part of the left operand.
+pub(crate) struct PlacedLeft {
+    data: *const f32,
+    pub step: usize,
+    pub layout: LeftLayout,
+    /// The index whose values `data` begins with.
+    first: usize,
+    /// Width and elements of the packed panels that it lies in.
+    packed: Option<(usize, usize)>,
+}
+
+impl PlacedLeft {
+    /// Where the panel begins whose first index is `index`.
+    pub(crate) fn panel(&self, index: usize) -> *const f32 {
+        let offset = match (self.packed, self.layout) {
+            (Some((width, panel_len)), _) => index / width * panel_len + index % width,
+            (None, LeftLayout::Across) => (index - self.first) * self.step,
+            (None, LeftLayout::Along) => index - self.first,
+        };
+        self.data.wrapping_add(offset)
+    }
+}
+
+impl<'a: 'p, 'p, E: CpuElement> Left<'a, 'p, E> {
+    /// `shared` is the right operand as it was packed, if both are the same.
+    pub(crate) fn new(operand: &Operand<'a, E>, lanes: Lanes, shared: Option<&'p [f32]>) -> Self {
+        // Rows at a multiple of this distance share few places in the caches, and a panel reads many at once.
+        const FAR: usize = 2048 / size_of::<f32>();
+        let source = match (shared, operand.in_place(lanes)) {
+            (Some(packed), _) => LeftSource::Shared(packed),
+            (None, Some(at)) if !at.step.is_multiple_of(FAR) => LeftSource::InPlace(at),
+            (None, _) => LeftSource::Copied,
+        };
+        Self { operand: *operand, lanes, source }
+    }
+
+    /// Elements that the copy of a group may take.
+    pub(crate) fn len(rows: usize, chunk: usize) -> usize {
+        (rows * Self::row_step(chunk)).max(rows.next_multiple_of(MAX_TILE_WIDTH) * chunk)
+    }
+
+    /// Not a multiple of a large power of two, as above.
+    fn row_step(steps: usize) -> usize {
+        steps.next_multiple_of(MAX_TILE_WIDTH) + MAX_TILE_WIDTH / 2
+    }
+
+    /// A group's indices in a chunk of the depth. If they have to be copied, `space` takes the copy, or has it already unless `copy`.
+    #[inline(always)]
+    pub(crate) fn place<S: Simd>(
+        &self,
+        s: S,
+        rows: &Range<usize>,
+        depth: &Range<usize>,
+        space: &mut [f32],
+        copy: bool,
+    ) -> PlacedLeft {
+        let width = TILE_VECTORS * S::LANES;
+        let transposed = self.operand.transposed;
+        let layout = if transposed { LeftLayout::Along } else { LeftLayout::Across };
+        let start = self.lanes.steps(depth.start);
+        match self.source {
+            LeftSource::Shared(data) => {
+                let packed = Some((width, width * self.lanes.steps(self.operand.depth())));
+                let data = data.as_ptr().wrapping_add(width * start);
+                PlacedLeft { data, step: width, layout: LeftLayout::Along, first: 0, packed }
             }
-            if let Some(scale) = self.scale {
-                for (value, scale) in values.iter_mut().zip(&scale[indices]) {
-                    *value *= scale;
-                }
+            LeftSource::InPlace(InPlace { data, step }) => {
+                let offset = if transposed { start * step + rows.start } else { rows.start * step + start };
+                let data = data.as_ptr().wrapping_add(offset);
+                PlacedLeft { data, step, layout, first: rows.start, packed: None }
             }
-        } else {
-            let (shift, scale) = (self.shift.map_or(0.0, |s| s[fixed]), self.scale.map_or(1.0, |s| s[fixed]));
-            for value in values {
-                *value = (*value - shift) * scale;
+            LeftSource::Copied => {
+                let step = match layout {
+                    LeftLayout::Along => rows.len().next_multiple_of(width),
+                    LeftLayout::Across => Self::row_step(self.lanes.steps(depth.len())),
+                };
+                match layout {
+                    _ if !copy => (),
+                    LeftLayout::Along => self.operand.copy_steps(s, self.lanes, depth, rows, space, step),
+                    LeftLayout::Across => {
+                        self.operand.copy_indices(s, self.lanes, rows.clone(), depth, space, step);
+                    }
+                }
+                PlacedLeft { data: space.as_ptr(), step, layout, first: rows.start, packed: None }
+            }
+        }
+    }
+}
+
+/// How the right operand gets to the tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a, 'p, E: CpuElement> {
+    operand: Operand<'a, E>,
+    lanes: Lanes,
+    source: Source<'p>,
+}
+
+#[derive(Clone, Copy)]
+enum Source<'p> {
+    /// Tasks copy panels that are not whole or do not begin where vectors do.
+    InPlace(InPlace<'p>),
+    /// Panels from `first_panel` on.
+    Packed { data: &'p [f32], first_panel: usize },
+}
+
+/// A panel of the right operand: step `k` is at `k·step`.
+pub(crate) struct PlacedRight {
+    pub data: *const f32,
+    pub step: usize,
+}
+
+/// Elements of a packed operand, beyond which it is packed in parts.
+const PACK_LIMIT: usize = 4 << 20;
+
+/// Elements that packed panels may take. Grows with the length, so that a workspace for a shape serves every smaller one.
+pub(crate) fn packed_len(cut: Cut, depth: usize) -> usize {
+    let panel = cut.width().saturating_mul(depth);
+    cut.panels().saturating_mul(panel).min(PACK_LIMIT.max(panel.saturating_mul(GROUP)))
+}
+
+impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
+    /// Elements that packed panels may take.
+    pub(crate) fn packed_len(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes) -> usize {
+        if Self::in_place(isa, operand, cut, lanes).is_some() { 0 } else { packed_len(cut, operand.depth()) }
+    }
+
+    /// The groups of columns that are packed at a time.
+    pub(crate) fn parts(
+        isa: Isa,
+        operand: &Operand<'a, E>,
+        cut: Cut,
+        lanes: Lanes,
+    ) -> impl Iterator<Item = Range<usize>> {
+        let panel = cut.width().saturating_mul(lanes.steps(operand.depth()));
+        let in_place = Self::in_place(isa, operand, cut, lanes).is_some();
+        let at_once = if in_place { usize::MAX } else { PACK_LIMIT / (panel * GROUP).max(1) };
+        let (groups, step) = (cut.groups(), at_once.clamp(1, cut.groups().max(1)));
+        (0..groups).step_by(step).map(move |start| start..groups.min(start + step))
+    }
+
+    /// Packs the groups of a part into `space`, if the operand has to be.
+    pub(crate) fn new(
+        core: &Core,
+        operand: &Operand<'a, E>,
+        lanes: Lanes,
+        cut: Cut,
+        part: &Range<usize>,
+        space: &'p mut [f32],
+    ) -> Self {
+        if let Some(in_place) = Self::in_place(core.isa, operand, cut, lanes) {
+            return Self { operand: *operand, lanes, source: Source::InPlace(in_place) };
+        }
+        let (first_panel, end) = (cut.first_panel(part.start), cut.first_panel(part.end));
+        let steps = lanes.steps(operand.depth());
+        let panel_len = cut.width() * steps;
+        let data = &mut space[..(end - first_panel) * panel_len];
+        if panel_len > 0 {
+            let panels = Out::dense(&mut *data, panel_len);
+            // Packing an element costs about as much as a few multiply-adds.
+            let work = (end - first_panel).saturating_mul(panel_len).saturating_mul(8);
+            let task = PackTask { operand, lanes, cut, first_panel, panels };
+            if operand.transposed {
+                let blocks = steps.div_ceil(PackTask::<E>::STEPS);
+                core.threads.for_each(blocks, work, |block| core.isa.run(PackSteps(&task, block)));
+            } else {
+                core.threads.for_each(end - first_panel, work, |panel| core.isa.run(PackPanel(&task, panel)));
+            }
+        }
+        Self { operand: *operand, lanes, source: Source::Packed { data, first_panel } }
+    }
+
+    /// The packed panels, if they are all there.
+    pub(crate) fn packed(&self) -> Option<&'p [f32]> {
+        match self.source {
+            Source::Packed { data, first_panel: 0 } => Some(data),
+            _ => None,
+        }
+    }
+
+    /// Cuts the columns where the vectors of the operand begin, if that saves packing it for a product of `rows` rows.
+    pub(crate) fn cut(isa: Isa, operand: &Operand<'a, E>, lanes: Lanes, rows: usize) -> Cut {
+        /// Multiply-adds that take as long as packing an element.
+        const PACKING: usize = 16;
+        let (cut, width) = (Cut::cols(isa, operand.len()), isa.tile().1);
+        let Some(at) = operand.in_place(lanes).filter(|_| operand.transposed) else { return cut };
+        let skipped = at.data.as_ptr().addr() / size_of::<f32>() % (width / TILE_VECTORS);
+        let shifted = Cut::cols_from(isa, operand.len(), width - skipped);
+        let extra = (shifted.panels() - cut.panels()) * width * rows;
+        if extra <= PACKING * operand.len() { shifted } else { cut }
+    }
+
+    /// The operand itself, if it can be read where it is: all but the first and the last panel are whole vectors.
+    fn in_place(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes) -> Option<InPlace<'a>> {
+        let vector = isa.tile().1 / TILE_VECTORS;
+        let second = cut.panel(1).start;
+        let whole = |at: &InPlace<'_>| {
+            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector) && at.step.is_multiple_of(vector) && !at.step.is_multiple_of(256)
+        };
+        if operand.transposed { operand.in_place(lanes).filter(whole) } else { None }
+    }
+
+    /// Where the tiles should prefetch from, a cache line a step, and bytes between steps: part `part` of the panel that begins at
+    /// `(depth, col)`.
+    #[inline(always)]
+    pub(crate) fn line(&self, &(depth, col): &(usize, usize), part: usize) -> (*const u8, usize) {
+        const LINE: usize = 64;
+        let matrix = &self.operand.matrix;
+        let row_bytes = matrix.row_stride() * size_of::<E>();
+        let rows = self.lanes.depth(1);
+        let data = matrix.data().as_ptr().cast::<u8>();
+        if matches!(self.source, Source::Packed { .. }) || part >= 3 * rows {
+            return (data, 0);
+        }
+        let row = depth + part % rows;
+        (data.wrapping_add(row * row_bytes + col * size_of::<E>() + part / rows * LINE), rows * row_bytes)
+    }
+
+    /// A panel's columns in a chunk of the depth; `space` is used if they are copied.
+    #[inline(always)]
+    pub(crate) fn place<S: Simd>(
+        &self,
+        s: S,
+        panel: usize,
+        cols: &Range<usize>,
+        depth: &Range<usize>,
+        space: &mut [f32],
+    ) -> PlacedRight {
+        let width = TILE_VECTORS * S::LANES;
+        match self.source {
+            Source::Packed { data, first_panel } => {
+                let panel_len = width * self.lanes.steps(self.operand.depth());
+                let start = (panel - first_panel) * panel_len + width * self.lanes.steps(depth.start);
+                PlacedRight { data: data.as_ptr().wrapping_add(start), step: width }
+            }
+            Source::InPlace(InPlace { data, step }) => {
+                let data = data.as_ptr().wrapping_add(depth.start * step + cols.start);
+                if cols.len() == width && data.addr().is_multiple_of(S::LANES * size_of::<f32>()) {
+                    return PlacedRight { data, step };
+                }
+                self.operand.copy_steps(s, self.lanes, depth, cols, space, width);
+                PlacedRight { data: space.as_ptr(), step: width }
+            }
+        }
+    }
+}
+
+/// Packs a right operand.
+struct PackTask<'a, 'b, E: CpuElement> {
+    operand: &'a Operand<'b, E>,
+    lanes: Lanes,
+    cut: Cut,
+    first_panel: usize,
+    panels: Out<'a, f32>,
+}
+
+impl<E: CpuElement> PackTask<'_, '_, E> {
+    /// Steps of a block.
+    const STEPS: usize = 32;
+}
+
+/// One panel of an operand that has to be transposed.
+struct PackPanel<'a, 'b, 'c, E: CpuElement>(&'a PackTask<'b, 'c, E>, usize);
+
+impl<E: CpuElement> Task for PackPanel<'_, '_, '_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(PackTask { operand, lanes, cut, first_panel, panels }, panel) = self;
+        let width = cut.width();
+        // SAFETY: each panel is packed by one task.
+        let target = unsafe { panels.part(panel, 0..width * lanes.steps(operand.depth())) };
+        operand.pack(s, *lanes, (first_panel + panel) * width, width, target);
+    }
+}
+
+/// A block of steps of an operand whose rows run along the panels: the rows are read as they lie.
+struct PackSteps<'a, 'b, 'c, E: CpuElement>(&'a PackTask<'b, 'c, E>, usize);
+
+impl<E: CpuElement> Task for PackSteps<'_, '_, '_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(PackTask { operand, lanes, cut, first_panel, panels }, block) = self;
+        let (width, steps) = (cut.width(), PackTask::<E>::STEPS);
+        for step in block * steps..lanes.steps(operand.depth()).min((block + 1) * steps) {
+            let depth = lanes.depth(step)..lanes.depth(step + 1).min(operand.depth());
+            for panel in 0..panels.rows() {
+                let cols = cut.panel(first_panel + panel);
+                // SAFETY: each block of steps is packed by one task.
+                let target = unsafe { panels.part(panel, step * width..(step + 1) * width) };
+                operand.copy_steps(s, *lanes, &depth, &cols, target, width);
             }
         }
     }

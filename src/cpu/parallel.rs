@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use rayon::prelude::*;
 #[cfg(feature = "rayon")]
 use std::sync::Arc;
+#[cfg(feature = "rayon")]
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Work, in multiply-adds, below which waking other threads costs more than it gives (about 200 µs).
 const SPREAD: usize = 12_000_000;
@@ -68,6 +70,39 @@ impl Threads {
             Threads::Current => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
             #[cfg(feature = "rayon")]
             Threads::Pool(pool) => pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(task)),
+        }
+    }
+
+    /// As [`for_each`](Self::for_each), with `len` elements of scratch and what `start` makes of them for each thread; there is scratch for
+    /// one thread at least. Tasks are started in order, by whichever thread is free.
+    pub(crate) fn for_each_with<'a, W>(
+        &self,
+        tasks: usize,
+        work: usize,
+        scratch: &'a mut [f64],
+        len: usize,
+        start: impl Fn(&'a mut [f64]) -> W + Send + Sync,
+        task: impl Fn(&mut W, usize) + Send + Sync,
+    ) {
+        let workers = self.count().min(scratch.len() / len.max(1)).min(tasks);
+        if workers < 2 || work < SPREAD {
+            let mut worker = start(&mut scratch[..len]);
+            return (0..tasks).for_each(|index| task(&mut worker, index));
+        }
+        #[cfg(feature = "rayon")]
+        {
+            let next = AtomicUsize::new(0);
+            let run = |scratch: &'a mut [f64]| {
+                let mut worker = start(scratch);
+                while let Some(index) = Some(next.fetch_add(1, Relaxed)).filter(|index| *index < tasks) {
+                    task(&mut worker, index);
+                }
+            };
+            let workers = scratch.par_chunks_exact_mut(len).take(workers).with_max_len(1);
+            match self {
+                Threads::Pool(pool) => pool.install(|| workers.for_each(run)),
+                _ => workers.for_each(run),
+            }
         }
     }
 }

@@ -4,18 +4,19 @@ use super::gemm::{Epilogue, Gemm, Group, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch};
 use super::pack::Operand;
 use super::rows;
-use super::simd::{Isa, Loop, Simd, TILE_VECTORS};
+use super::simd::{Loop, Simd, TILE_VECTORS};
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::operations::{ColumnSums, Layout, Product};
+use std::ops::Range;
 
-/// Rows that a product over rows sums at a time: it bounds the packed operands and the length of `f32` sums.
+/// Rows that a product over rows sums at a time: it bounds the packed operand and the length of `f32` sums.
 pub(super) const ROWS_AT_A_TIME: usize = 4096;
 
-pub(super) fn workspace_len(isa: Isa, n: usize, d: usize, h: usize) -> usize {
+pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
     // Whatever the layout, the extents are three of these.
     [[h, d, n], [n, d, h], [n, h, d], [d, h, n]]
-        .map(|[m, n, k]| gemm_len(isa, m, n, k.min(ROWS_AT_A_TIME)))
+        .map(|[m, n, k]| gemm_len(core, m, n, k))
         .into_iter()
         .max()
         .unwrap_or(0)
@@ -23,29 +24,28 @@ pub(super) fn workspace_len(isa: Isa, n: usize, d: usize, h: usize) -> usize {
 
 pub(super) fn product<E: CpuElement>(core: &Core, mut args: Product<'_, Cpu<E>>) -> Result<()> {
     let (m, n, k) = args.check()?;
-    let len = gemm_len(core.isa, m, n, k.min(ROWS_AT_A_TIME));
+    let len = if args.layout == Layout::Tn { gemm_len(core, m, n, k.min(ROWS_AT_A_TIME)) } else { gemm_len(core, m, n, k) };
     let workspace = Scratch::new(args.workspace, len)?.f64(len);
     let out = Out::new(&mut args.out);
+    let mut run = |left, right, accumulate| {
+        let epilogue = Store { out, accumulate, upper: false };
+        Gemm { left, right, symmetric: false, cut_anywhere: true }.run(core, workspace, &epilogue);
+    };
     match args.layout {
         Layout::Tn => {
             for (index, range) in row_blocks(k).enumerate() {
                 let (left, right) = (args.left.rows_range(range.clone()), args.right.rows_range(range));
-                let epilogue = Store { out, accumulate: args.accumulate || index > 0, upper: false };
-                let (left, right) = (Operand::cols(left), Operand::cols(right));
-                Gemm { left, right, upper: false }.run(core, workspace, &epilogue);
+                run(Operand::cols(left), Operand::cols(right), args.accumulate || index > 0);
             }
         }
-        Layout::Nn | Layout::Nt => {
-            let right = if args.layout == Layout::Nn { Operand::cols(args.right) } else { Operand::rows(args.right) };
-            let epilogue = Store { out, accumulate: args.accumulate, upper: false };
-            Gemm { left: Operand::rows(args.left), right, upper: false }.run(core, workspace, &epilogue);
-        }
+        Layout::Nn => run(Operand::rows(args.left), Operand::cols(args.right), args.accumulate),
+        Layout::Nt => run(Operand::rows(args.left), Operand::rows(args.right), args.accumulate),
     }
     Ok(())
 }
 
 /// Blocks of rows that are summed at a time; one empty block for no rows.
-pub(super) fn row_blocks(rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub(super) fn row_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let count = rows.div_ceil(ROWS_AT_A_TIME).max(1);
     (0..count).map(move |i| i * ROWS_AT_A_TIME..rows.min((i + 1) * ROWS_AT_A_TIME))
 }

@@ -4,24 +4,25 @@ use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_le
 use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::rows;
-use super::simd::{Isa, Loop, Simd, TILE_VECTORS};
+use super::simd::{Loop, Simd, TILE_VECTORS};
 use super::symmetric::{self, Symmetric};
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
 use crate::operations::WeightRedundancy;
 
-pub(super) fn workspace_len(isa: Isa, h: usize, d: usize) -> usize {
+pub(super) fn workspace_len(core: &Core, h: usize, d: usize) -> usize {
     // Whichever form is asked for.
-    form_workspace_len(isa, h, d, true).max(form_workspace_len(isa, h, d, false))
+    form_workspace_len(core, h, d, true).max(form_workspace_len(core, h, d, false))
 }
 
-fn form_workspace_len(isa: Isa, h: usize, d: usize, dual: bool) -> usize {
+fn form_workspace_len(core: &Core, h: usize, d: usize, dual: bool) -> usize {
+    let isa = core.isa;
     let (side, other) = if dual { (d, h) } else { (h, d) };
     h + f32_len(h)
         + symmetric::slots_len(isa, side)
         + h * Cut::cols(isa, d).groups()
-        + gemm_len(isa, side, side, other).max(gemm_len(isa, h, d, side))
+        + gemm_len(core, side, side, other).max(gemm_len(core, h, d, side))
 }
 
 pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedundancy<'_, Cpu<E>>) -> Result<()> {
@@ -29,7 +30,7 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     let (isa, w) = (core.isa, args.weight);
     let dual = args.form.is_dual(h, d);
     let side = if dual { d } else { h };
-    let mut scratch = Scratch::new(args.workspace, form_workspace_len(isa, h, d, dual))?;
+    let mut scratch = Scratch::new(args.workspace, form_workspace_len(core, h, d, dual))?;
     let (norm, inverse) = (scratch.f64(h), scratch.f32(h));
     let norms = Out::dense(&mut *norm, 1);
     core.threads.for_each(h, h * d, |j| {
@@ -40,16 +41,16 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     for (inverse, norm) in inverse.iter_mut().zip(&*norm) {
         *inverse = if args.normalize { (1.0 / (norm + 1e-8)) as f32 } else { 1.0 };
     }
-    let unit = |axis| Affine { axis, shift: None, scale: Some(&*inverse) };
+    let unit = Affine { axis: Axis::Row, shift: None, scale: Some(&*inverse) };
 
     // G = Ŵ Ŵᵀ − I, or P = Ŵᵀ Ŵ.
     let operand =
-        if dual { Operand::cols(w).with(unit(Axis::Depth)) } else { Operand::rows(w).with(unit(Axis::Panel)) };
+        if dual { Operand::cols(w).with(unit) } else { Operand::rows(w).with(unit) };
     let squares = Symmetric { operand, factor: 1.0, diagonal: if dual { 0.0 } else { 1.0 } }.run(
         core,
         Out::new(&mut args.gram),
         scratch.f64(symmetric::slots_len(isa, side)),
-        &mut *scratch.rest(gemm_len(isa, side, side, operand.depth())),
+        &mut *scratch.rest(gemm_len(core, side, side, operand.depth())),
     );
     let trace: f64 = norm.iter().zip(&*inverse).map(|(norm, inverse)| (norm * f64::from(*inverse)).powi(2)).sum();
     args.loss[0] = if dual { squares - 2.0 * trace + h as f64 } else { squares };
@@ -66,13 +67,13 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
         slots: Out::dense(&mut *slots, groups),
     };
     let square = args.gram.as_ref();
-    let workspace = scratch.f64(gemm_len(isa, h, d, side));
+    let workspace = scratch.f64(gemm_len(core, h, d, side));
     if dual {
-        let left = Operand::rows(w).with(unit(Axis::Panel));
-        Gemm { left, right: Operand::cols(square), upper: false }.run(core, workspace, &epilogue);
+        let left = Operand::rows(w).with(unit);
+        Gemm { left, right: Operand::cols(square), symmetric: false, cut_anywhere: false }.run(core, workspace, &epilogue);
     } else {
-        let right = Operand::cols(w).with(unit(Axis::Depth));
-        Gemm { left: Operand::rows(square), right, upper: false }.run(core, workspace, &epilogue);
+        let right = Operand::cols(w).with(unit);
+        Gemm { left: Operand::rows(square), right, symmetric: false, cut_anywhere: false }.run(core, workspace, &epilogue);
     }
     if args.normalize {
         through_norms(core, args.lambda, w, norm, slots, groups, &mut grad_weight);

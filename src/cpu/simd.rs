@@ -14,6 +14,8 @@ pub(crate) const TILE_VECTORS: usize = 2;
 pub(crate) const MAX_TILE: usize = 14 * 32;
 /// Elements of the widest row of a register tile.
 pub(crate) const MAX_TILE_WIDTH: usize = 32;
+/// Elements of the widest vector.
+pub(crate) const MAX_LANES: usize = MAX_TILE_WIDTH / TILE_VECTORS;
 /// Rows of the block that [`Simd::transpose`] transposes.
 pub(crate) const TRANSPOSE: usize = 8;
 
@@ -21,6 +23,8 @@ pub(crate) const TRANSPOSE: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
+    /// AVX-512 as below, with BF16: products of `bf16` by dot products of pairs.
+    Avx512Bf16,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
     /// AVX2 with FMA.
@@ -31,7 +35,7 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, best first.
-    const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+    const ALL: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
 
     /// The best instruction set that this processor has.
     pub fn detect() -> Self {
@@ -47,6 +51,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => is_x86_feature_detected!("avx512bf16") && Isa::Avx512.is_available(),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -59,7 +65,7 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512 | Isa::Avx2 => false,
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => false,
             Isa::Portable => true,
         }
     }
@@ -67,6 +73,7 @@ impl Isa {
     /// Its usual name.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Avx512Bf16 => "AVX-512 with BF16",
             Isa::Avx512 => "AVX-512",
             Isa::Avx2 => "AVX2+FMA",
             Isa::Portable => "portable",
@@ -82,7 +89,7 @@ impl Isa {
     pub(crate) fn tile(self) -> (usize, usize) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => (Avx512::ROWS, TILE_VECTORS * Avx512::LANES),
+            Isa::Avx512Bf16 | Isa::Avx512 => (Avx512::ROWS, TILE_VECTORS * Avx512::LANES),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => (Avx2::ROWS, TILE_VECTORS * Avx2::LANES),
             _ => (Portable::ROWS, TILE_VECTORS * Portable::LANES),
@@ -94,7 +101,7 @@ impl Isa {
         match self {
             // SAFETY: `Cpu` only holds an instruction set that `check` has let pass.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { run_avx512(task) },
+            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { run_avx512(task) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { run_avx2(task) },
@@ -149,6 +156,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `LANES` elements are writable.
     unsafe fn store_pointer(self, to: *mut f32, x: Self::Vector);
+    /// Asks for the cache line at an address, which need not be readable, to be brought to L2.
+    fn prefetch(self, at: *const u8);
     fn add(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     fn sub(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     fn mul(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
@@ -163,10 +172,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn scale_by_power(self, x: Self::Vector, n: Self::Vector) -> Self::Vector;
     /// The first `count` lanes of x, the others of y.
     fn first_lanes(self, count: usize, x: Self::Vector, y: Self::Vector) -> Self::Vector;
+    /// Whether any lane of x is less than that of y.
+    fn any_less(self, x: Self::Vector, y: Self::Vector) -> bool;
     fn horizontal_min(self, x: Self::Vector) -> f32;
     fn horizontal_sum(self, x: Self::Vector) -> f32;
-    /// The register tiles of 1 to `ROWS` rows: `TILES[rows − 1]`.
-    const TILES: &'static [ProductTile];
+    /// The register tiles of products of `f32`.
+    const TILES: &'static ProductTiles;
+    /// The register tiles of products of pairs of `bf16`, for [`Isa::Avx512Bf16`] alone.
+    const PAIR_TILES: Option<&'static ProductTiles>;
     /// Transposes 8×8 elements.
     ///
     /// # Safety
@@ -201,49 +214,86 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
-/// `tile = left · right` for a depth, a left panel in steps of [`left_width`] elements, a right panel in steps of two vectors, and a
-/// tile whose rows are two vectors long.
+/// How a left panel lies: value `i` of step `k`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LeftLayout {
+    /// At `i·step + k`: the panel's rows run along the depth.
+    Across,
+    /// At `i + k·step`.
+    Along,
+}
+
+/// What a register tile multiplies: panels of `steps` steps.
+pub(crate) struct Panels {
+    pub steps: usize,
+    pub left: *const f32,
+    pub left_step: usize,
+    /// Two vectors for each step.
+    pub right: *const f32,
+    pub right_step: usize,
+    /// What will be needed next, a cache line for each step: any address will do.
+    pub next: *const u8,
+    /// In bytes.
+    pub next_step: usize,
+}
+
+/// `tile (+)= left · right`, for a tile whose rows are two vectors long; the flag says whether to add.
 ///
 /// # Safety
-/// The panels have `depth` steps, the tile as many rows as the function is for, and the processor the instruction set.
-pub(crate) type ProductTile = unsafe fn(usize, *const f32, *const f32, *mut f32);
+/// The panels have their steps, the tile as many rows as the function is for, and the processor the instruction set.
+pub(crate) type ProductTile = unsafe fn(&Panels, *mut f32, bool);
 
-/// Elements of one step of a packed left panel: the tile's rows, rounded up so that panels are packed by whole 8×8 transposes.
-pub(crate) const fn left_width(rows: usize) -> usize {
-    rows.next_multiple_of(TRANSPOSE)
+/// The register tiles of 1 to [`Simd::ROWS`] rows, at `[rows − 1]`.
+pub(crate) struct ProductTiles {
+    across: &'static [ProductTile],
+    along: &'static [ProductTile],
+}
+
+impl ProductTiles {
+    #[inline(always)]
+    pub(crate) fn of(&self, layout: LeftLayout) -> &'static [ProductTile] {
+        match layout {
+            LeftLayout::Across => self.across,
+            LeftLayout::Along => self.along,
+        }
+    }
 }
 
 /// Steps of the depth that are summed in registers before they are added to the tile in memory. Shorter sums round less.
 const DEPTH_CHUNK: usize = 256;
 
-/// A [`ProductTile`]: outer products of a column of `left` and a row of `right`, `ROWS` × 2 accumulators.
+/// A [`ProductTile`]: outer products of a column of `left` and a row of `right`, `ROWS` × 2 accumulators. `multiply_add` is x·y + z of
+/// lanes.
 ///
 /// # Safety
 /// As [`ProductTile`].
 #[inline(always)]
-unsafe fn product_tile<S: Simd, const ROWS: usize>(
+unsafe fn product_tile<S: Simd, const ROWS: usize, const ACROSS: bool>(
     simd: S,
-    depth: usize,
-    mut left: *const f32,
-    mut right: *const f32,
+    panels: &Panels,
     tile: *mut f32,
+    mut accumulate: bool,
+    multiply_add: impl Fn(S::Vector, S::Vector, S::Vector) -> S::Vector,
 ) {
     let width = TILE_VECTORS * S::LANES;
+    let &Panels { steps, mut left, left_step, mut right, right_step, mut next, next_step } = panels;
     let mut done = 0;
     loop {
-        let steps = (depth - done).min(DEPTH_CHUNK);
+        let chunk = (steps - done).min(DEPTH_CHUNK);
         let mut sums = [[simd.splat(0.0); TILE_VECTORS]; ROWS];
-        for _ in 0..steps {
-            // SAFETY: `done` + the steps taken are less than `depth`, for which the panels have room.
+        for _ in 0..chunk {
+            simd.prefetch(next);
+            next = next.wrapping_add(next_step);
+            // SAFETY: fewer than `steps` steps were taken, for which the panels have room.
             unsafe {
                 let r = [simd.load_pointer(right), simd.load_pointer(right.add(S::LANES))];
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    let l = simd.splat(*left.add(i));
-                    sums[0] = simd.fma(l, r[0], sums[0]);
-                    sums[1] = simd.fma(l, r[1], sums[1]);
+                    let l = simd.splat(*left.add(if ACROSS { i * left_step } else { i }));
+                    sums[0] = multiply_add(l, r[0], sums[0]);
+                    sums[1] = multiply_add(l, r[1], sums[1]);
                 }
-                left = left.add(left_width(ROWS));
-                right = right.add(width);
+                left = left.wrapping_add(if ACROSS { 1 } else { left_step });
+                right = right.wrapping_add(right_step);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
@@ -251,13 +301,14 @@ unsafe fn product_tile<S: Simd, const ROWS: usize>(
                 // SAFETY: the tile has ROWS rows of two vectors.
                 unsafe {
                     let to = tile.add(i * width + v * S::LANES);
-                    let before = if done == 0 { simd.splat(0.0) } else { simd.load_pointer(to) };
+                    let before = if accumulate { simd.load_pointer(to) } else { simd.splat(0.0) };
                     simd.store_pointer(to, simd.add(before, *sum));
                 }
             }
         }
-        done += steps;
-        if done == depth {
+        accumulate = true;
+        done += chunk;
+        if done == steps {
             return;
         }
     }
@@ -266,36 +317,52 @@ unsafe fn product_tile<S: Simd, const ROWS: usize>(
 // The tiles are functions of their own: shared by all epilogues, and inlined between an epilogue's code the portable loop is not
 // vectorised and 4 times slower.
 
-/// # Safety
-/// As [`ProductTile`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn tile_avx512<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe { product_tile::<Avx512, ROWS>(Avx512(()), depth, left, right, tile) }
-}
-
-/// # Safety
-/// As [`ProductTile`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile_avx2<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe { product_tile::<Avx2, ROWS>(Avx2(()), depth, left, right, tile) }
-}
-
-/// # Safety
-/// As [`ProductTile`].
-#[inline(never)]
-unsafe fn tile_portable<const ROWS: usize>(depth: usize, left: *const f32, right: *const f32, tile: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe { product_tile::<Portable, ROWS>(Portable, depth, left, right, tile) }
-}
-
-macro_rules! tiles {
-    ($tile:ident: $($rows:literal)*) => {
-        &[$($tile::<$rows>),*]
+/// Functions that are [`product_tile`] compiled for an instruction set, and the table of them.
+macro_rules! product_tiles {
+    ($table:ident, $function:ident, $simd:expr, $multiply_add:expr, [$($rows:literal)*], $(#[$attribute:meta])*) => {
+        /// # Safety
+        /// As [`ProductTile`].
+        $(#[$attribute])*
+        unsafe fn $function<const ROWS: usize, const ACROSS: bool>(
+            panels: &Panels,
+            tile: *mut f32,
+            accumulate: bool,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                product_tile::<_, ROWS, ACROSS>($simd, panels, tile, accumulate, $multiply_add)
+            }
+        }
+        static $table: ProductTiles =
+            ProductTiles { across: &[$($function::<$rows, true>),*], along: &[$($function::<$rows, false>),*] };
     };
+}
+
+#[cfg(target_arch = "x86_64")]
+product_tiles! {
+    TILES_AVX512, tile_avx512, Avx512(()), |x, y, z| Avx512(()).fma(x, y, z),
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+}
+
+#[cfg(target_arch = "x86_64")]
+product_tiles! {
+    TILES_AVX512_PAIRS, tile_avx512_pairs, Avx512(()), |x, y, z| dot_pairs(x, y, z),
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+}
+
+#[cfg(target_arch = "x86_64")]
+product_tiles! {
+    TILES_AVX2, tile_avx2, Avx2(()), |x, y, z| Avx2(()).fma(x, y, z),
+    [1 2 3 4 5 6],
+    #[target_feature(enable = "avx2,fma,f16c")]
+}
+
+product_tiles! {
+    TILES_PORTABLE, tile_portable, Portable, |x, y, z| Portable.fma(x, y, z),
+    [1 2 3 4],
+    #[inline(never)]
 }
 
 /// AVX-512: 14×32, 28 accumulators of the 32 registers.
@@ -320,7 +387,8 @@ impl Simd for Avx512 {
     type Vector = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 14;
-    const TILES: &'static [ProductTile] = tiles!(tile_avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    const TILES: &'static ProductTiles = &TILES_AVX512;
+    const PAIR_TILES: Option<&'static ProductTiles> = Some(&TILES_AVX512_PAIRS);
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -333,6 +401,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_pointer(self, to: *mut f32, x: __m512) {
         unsafe { _mm512_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     fn add(self, x: __m512, y: __m512) -> __m512 {
@@ -379,6 +451,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_mov_ps(y, mask, x) }
     }
     #[inline(always)]
+    fn any_less(self, x: __m512, y: __m512) -> bool {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, y) != 0 }
+    }
+    #[inline(always)]
     fn horizontal_min(self, x: __m512) -> f32 {
         unsafe { _mm512_reduce_min_ps(x) }
     }
@@ -392,13 +468,17 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn load(self, from: &[f32]) -> __m512 {
-        let mask = if from.len() >= 16 { u16::MAX } else { (1 << from.len()) - 1 };
-        unsafe { _mm512_maskz_loadu_ps(mask, from.as_ptr()) }
+        if from.len() >= 16 {
+            return unsafe { _mm512_loadu_ps(from.as_ptr()) };
+        }
+        unsafe { _mm512_maskz_loadu_ps((1 << from.len()) - 1, from.as_ptr()) }
     }
     #[inline(always)]
     fn store(self, to: &mut [f32], x: __m512) {
-        let mask = if to.len() >= 16 { u16::MAX } else { (1 << to.len()) - 1 };
-        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), mask, x) }
+        if to.len() >= 16 {
+            return unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) };
+        }
+        unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), (1 << to.len()) - 1, x) }
     }
 }
 
@@ -408,7 +488,8 @@ impl Simd for Avx2 {
     type Vector = __m256;
     const LANES: usize = 8;
     const ROWS: usize = 6;
-    const TILES: &'static [ProductTile] = tiles!(tile_avx2: 1 2 3 4 5 6);
+    const TILES: &'static ProductTiles = &TILES_AVX2;
+    const PAIR_TILES: Option<&'static ProductTiles> = None;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -421,6 +502,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_pointer(self, to: *mut f32, x: __m256) {
         unsafe { _mm256_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     fn add(self, x: __m256, y: __m256) -> __m256 {
@@ -474,6 +559,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn any_less(self, x: __m256, y: __m256) -> bool {
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, y)) != 0 }
+    }
+    #[inline(always)]
     fn horizontal_min(self, x: __m256) -> f32 {
         unsafe {
             let x = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
@@ -493,6 +582,15 @@ impl Simd for Avx2 {
     unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         unsafe { transpose_avx(from, from_stride, to, to_stride) }
     }
+}
+
+/// x·y + z for lanes of two `bf16` each in x and y: both products are added, the second value's first. Subnormal numbers count as 0.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_pairs(x: __m512, y: __m512, z: __m512) -> __m512 {
+    // SAFETY: both are vectors of 512 bits.
+    unsafe { _mm512_dpbf16_ps(z, std::mem::transmute::<__m512, __m512bh>(x), std::mem::transmute::<__m512, __m512bh>(y)) }
 }
 
 /// 8×8 by pairs, then fours, then halves.
@@ -547,7 +645,8 @@ impl Simd for Portable {
     type Vector = [f32; 4];
     const LANES: usize = 4;
     const ROWS: usize = 4;
-    const TILES: &'static [ProductTile] = tiles!(tile_portable: 1 2 3 4);
+    const TILES: &'static ProductTiles = &TILES_PORTABLE;
+    const PAIR_TILES: Option<&'static ProductTiles> = None;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 4] {
@@ -563,6 +662,8 @@ impl Simd for Portable {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(x) }
     }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
     #[inline(always)]
     fn add(self, x: [f32; 4], y: [f32; 4]) -> [f32; 4] {
         lanes!(|i| x[i] + y[i])
@@ -607,6 +708,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn first_lanes(self, count: usize, x: [f32; 4], y: [f32; 4]) -> [f32; 4] {
         lanes!(|i| if i < count { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn any_less(self, x: [f32; 4], y: [f32; 4]) -> bool {
+        x.iter().zip(&y).any(|(x, y)| x < y)
     }
     #[inline(always)]
     fn horizontal_min(self, x: [f32; 4]) -> f32 {

@@ -4,7 +4,7 @@ use super::gemm::{Gemm, workspace_len as gemm_len};
 use super::memory::{Out, Scratch};
 use super::pack::{Affine, Axis, Operand};
 use super::product::{ROWS_AT_A_TIME, Store, row_blocks};
-use super::simd::{Isa, Loop};
+use super::simd::Loop;
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::matrix::MatRef;
@@ -54,13 +54,13 @@ pub(super) fn recentre<E: CpuElement>(core: &Core, args: Recentre<'_, Cpu<E>>) -
     Ok(())
 }
 
-pub(super) fn comoments_workspace_len(isa: Isa, n: usize, h: usize) -> usize {
-    gemm_len(isa, h, h, n.min(ROWS_AT_A_TIME))
+pub(super) fn comoments_workspace_len(core: &Core, n: usize, h: usize) -> usize {
+    gemm_len(core, h, h, n.min(ROWS_AT_A_TIME))
 }
 
 pub(super) fn comoments<E: CpuElement>(core: &Core, mut args: Comoments<'_, Cpu<E>>) -> Result<()> {
     let (n, h) = args.check()?;
-    let len = comoments_workspace_len(core.isa, n, h);
+    let len = comoments_workspace_len(core, n, h);
     let workspace = Scratch::new(args.workspace, len)?.f64(len);
     let out = Out::new(&mut args.comoments);
     add_comoments(core, args.activations, args.shift, args.accumulate, out, workspace);
@@ -75,11 +75,11 @@ fn add_comoments<E: CpuElement>(
     out: Out<'_, f32>,
     workspace: &mut [f64],
 ) {
-    let centre = Affine { axis: Axis::Panel, shift: Some(shift), scale: None };
+    let centre = Affine { axis: Axis::Column, shift: Some(shift), scale: None };
     for (index, range) in row_blocks(activations.rows()).enumerate() {
         let operand = Operand::cols(activations.rows_range(range)).with(centre);
         let epilogue = Store { out, accumulate: accumulate || index > 0, upper: true };
-        Gemm { left: operand, right: operand, upper: true }.run(core, workspace, &epilogue);
+        Gemm { left: operand, right: operand, symmetric: true, cut_anywhere: false }.run(core, workspace, &epilogue);
     }
 }
 
@@ -87,8 +87,8 @@ fn add_comoments<E: CpuElement>(
 const SIDE: usize = 64;
 
 /// For batches of up to `n` rows.
-pub(super) fn finish_workspace_len(isa: Isa, n: usize, h: usize) -> usize {
-    3 * h + 2 * h.div_ceil(SIDE) * h + comoments_workspace_len(isa, n, h)
+pub(super) fn finish_workspace_len(core: &Core, n: usize, h: usize) -> usize {
+    3 * h + 2 * h.div_ceil(SIDE) * h + comoments_workspace_len(core, n, h)
 }
 
 /// 1/s of a variance v; 0 for a dead column.
@@ -103,13 +103,13 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
         _ => None,
     };
     let rows = block.map_or(0, |activations| activations.rows());
-    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core.isa, rows, h))?;
+    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, rows, h))?;
     let (n, objective) = (args.count as f64, args.objective);
     let (variance, inverse_deviation, residue) = (scratch.f64(h), scratch.f64(h), scratch.f64(h));
     args.losses.fill(0.0);
     if let (Some(primal), Some(activations)) = (&mut args.primal, block) {
         // The comoments stand where M will.
-        let workspace = scratch.f64(comoments_workspace_len(core.isa, rows, h));
+        let workspace = scratch.f64(comoments_workspace_len(core, rows, h));
         add_comoments(core, activations, args.shift, false, Out::new(&mut primal.coupling), workspace);
     }
     for j in 0..h {

@@ -15,7 +15,7 @@ pub(super) struct Symmetric<'a, E: CpuElement> {
 
 /// Slots for the partial sums of squares.
 pub(super) fn slots_len(isa: Isa, side: usize) -> usize {
-    Cut::rows(isa, side).groups() * Cut::cols(isa, side).groups()
+    Cut::most_row_groups(isa, side) * Cut::cols(isa, side).groups()
 }
 
 impl<E: CpuElement> Symmetric<'_, E> {
@@ -26,7 +26,7 @@ impl<E: CpuElement> Symmetric<'_, E> {
         let cols = Cut::cols(core.isa, self.operand.len()).groups();
         let epilogue =
             Mirror { out, factor: self.factor, diagonal: self.diagonal, slots: Out::dense(&mut *slots, cols) };
-        Gemm { left: self.operand, right: self.operand, upper: true }.run(core, workspace, &epilogue);
+        Gemm { left: self.operand, right: self.operand, symmetric: true, cut_anywhere: false }.run(core, workspace, &epilogue);
         slots.iter().sum()
     }
 }
