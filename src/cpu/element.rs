@@ -1,5 +1,6 @@
 //! Storage types, and the operations compiled for each.
 
+use super::simd::Simd;
 use super::{Cpu, backward, decode, dual, encode, optimizer, product, redundancy, statistics};
 use crate::element::{Element, StorageType, bf16, f16};
 use crate::error::Result;
@@ -14,6 +15,14 @@ macro_rules! operations {
             /// Whether two values make a lane of a dot product.
             #[doc(hidden)]
             const PAIRS: bool;
+            /// # Safety
+            /// A vector's elements are readable.
+            #[doc(hidden)]
+            unsafe fn load_vector<S: Simd>(s: S, from: *const Self) -> S::Vector;
+            /// # Safety
+            /// A vector's elements are writable.
+            #[doc(hidden)]
+            unsafe fn store_vector<S: Simd>(s: S, to: *mut Self, x: S::Vector);
             /// The slice itself, if it holds `f32`.
             #[doc(hidden)]
             #[inline(always)]
@@ -29,13 +38,23 @@ macro_rules! operations {
             $(#[doc(hidden)]
             fn $operation(cpu: &Cpu<Self>, args: $arguments<'_, Cpu<Self>>) -> Result<()>;)*
         }
-        operations!(@for f32, false; $($module::$operation($arguments))*);
-        operations!(@for bf16, true; $($module::$operation($arguments))*);
-        operations!(@for f16, false; $($module::$operation($arguments))*);
+        operations!(@for f32, false, load_pointer, store_pointer; $($module::$operation($arguments))*);
+        operations!(@for bf16, true, load_bf16, store_bf16; $($module::$operation($arguments))*);
+        operations!(@for f16, false, load_f16, store_f16; $($module::$operation($arguments))*);
     };
-    (@for $element:ty, $pairs:literal; $($module:ident::$operation:ident($arguments:ident))*) => {
+    (@for $element:ty, $pairs:literal, $load:ident, $store:ident; $($module:ident::$operation:ident($arguments:ident))*) => {
         impl CpuElement for $element {
             const PAIRS: bool = $pairs;
+            #[inline(always)]
+            unsafe fn load_vector<S: Simd>(s: S, from: *const Self) -> S::Vector {
+                // SAFETY: the caller's promise.
+                unsafe { s.$load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store_vector<S: Simd>(s: S, to: *mut Self, x: S::Vector) {
+                // SAFETY: the caller's promise.
+                unsafe { s.$store(to, x) }
+            }
             $(fn $operation(cpu: &Cpu<Self>, args: $arguments<'_, Cpu<Self>>) -> Result<()> {
                 $module::$operation(&cpu.core, args)
             })*

@@ -66,7 +66,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
             _ if self.affine.is_some() => None,
             Lanes::Floats => E::as_f32(self.matrix.data()).map(|data| InPlace { data, step }),
             // Pairs lie side by side along the rows.
-            Lanes::Pairs if self.transposed || step % 2 != 0 || self.matrix.cols() % 2 != 0 => None,
+            Lanes::Pairs if self.transposed || !(step | self.matrix.cols()).is_multiple_of(2) => None,
             Lanes::Pairs => {
                 let data = self.matrix.data();
                 let data = bytemuck::try_cast_slice(&data[..data.len() - data.len() % 2]).ok()?;
@@ -119,7 +119,9 @@ impl<'a, E: CpuElement> Operand<'a, E> {
             let to: &mut [u32] = bytemuck::cast_slice_mut(to);
             let (pairs, padding) = to.split_at_mut(cols.len());
             if row + 1 < rows.end {
-                for ((pair, first), second) in pairs.iter_mut().zip(self.bits(row, &cols)).zip(self.bits(row + 1, &cols)) {
+                for ((pair, first), second) in
+                    pairs.iter_mut().zip(self.bits(row, &cols)).zip(self.bits(row + 1, &cols))
+                {
                     *pair = u32::from(*first) | u32::from(*second) << 16;
                 }
             } else {
@@ -170,37 +172,36 @@ impl<'a, E: CpuElement> Operand<'a, E> {
     #[inline(always)]
     fn pack<S: Simd>(&self, s: S, lanes: Lanes, start: usize, width: usize, panel: &mut [f32]) {
         /// Steps of the depth that are staged at a time.
-        const STAGE: usize = 128;
-        let depth = self.depth();
-        let steps = lanes.steps(depth);
+        const STAGE: usize = 64;
+        let steps = lanes.steps(self.depth());
         let valid = width.min(self.len() - start);
-        let mut stage = [0.0f32; TRANSPOSE * STAGE];
-        for group in (0..width).step_by(TRANSPOSE) {
-            let indices = valid.saturating_sub(group).min(TRANSPOSE);
-            let direct = self.in_place(lanes).filter(|_| indices == TRANSPOSE);
-            for first in (0..steps).step_by(STAGE) {
-                let count = STAGE.min(steps - first);
-                let (from, stride) = match direct {
-                    Some(InPlace { data, step }) => (&data[(start + group) * step + first..], step),
-                    None => {
-                        let range = lanes.depth(first)..lanes.depth(first + count).min(depth);
-                        let rows = start + group..start + group + indices;
-                        self.copy_indices(s, lanes, rows, &range, &mut stage, STAGE);
-                        stage[indices * STAGE..].fill(0.0);
-                        (&stage[..], STAGE)
-                    }
-                };
-                let to = &mut panel[first * width + group..];
-                let whole = count - count % TRANSPOSE;
-                for k in (0..whole).step_by(TRANSPOSE) {
-                    assert!(from.len() >= k + 7 * stride + 8 && to.len() >= (k + 7) * width + 8);
-                    // SAFETY: 8 rows of 8 elements are there, as just asserted.
-                    unsafe { s.transpose(from.as_ptr().add(k), stride, to.as_mut_ptr().add(k * width), width) };
+        let direct = self.in_place(lanes).filter(|_| valid == width);
+        let mut stage = [0.0f32; MAX_TILE_WIDTH * STAGE];
+        for first in (0..steps).step_by(STAGE) {
+            let count = STAGE.min(steps - first);
+            let (from, stride) = match direct {
+                Some(InPlace { data, step }) => (&data[start * step + first..], step),
+                None => {
+                    let range = lanes.depth(first)..lanes.depth(first + count).min(self.depth());
+                    self.copy_indices(s, lanes, start..start + valid, &range, &mut stage, STAGE);
+                    stage[valid * STAGE..].fill(0.0);
+                    (&stage[..], STAGE)
                 }
-                for k in whole..count {
-                    for i in 0..TRANSPOSE {
-                        to[k * width + i] = from[i * stride + k];
-                    }
+            };
+            let to = &mut panel[first * width..(first + count) * width];
+            assert!(from.len() >= (width - 1) * stride + count);
+            let whole = count - count % TRANSPOSE;
+            for k in (0..whole).step_by(TRANSPOSE) {
+                // All of a step's lanes before the next: cache lines are written once.
+                for group in (0..width).step_by(TRANSPOSE) {
+                    let (from, to) = (from[group * stride + k..].as_ptr(), to[k * width + group..].as_mut_ptr());
+                    // SAFETY: `from` has `width` rows of `count` elements, as just asserted, `to` has `count` rows of `width`.
+                    unsafe { s.transpose(from, stride, to, width) };
+                }
+            }
+            for k in whole..count {
+                for i in 0..width {
+                    to[k * width + i] = from[i * stride + k];
                 }
             }
         }
@@ -478,7 +479,9 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         let vector = isa.tile().1 / TILE_VECTORS;
         let second = cut.panel(1).start;
         let whole = |at: &InPlace<'_>| {
-            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector) && at.step.is_multiple_of(vector) && !at.step.is_multiple_of(256)
+            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector)
+                && at.step.is_multiple_of(vector)
+                && !at.step.is_multiple_of(256)
         };
         if operand.transposed { operand.in_place(lanes).filter(whole) } else { None }
     }
@@ -539,7 +542,7 @@ struct PackTask<'a, 'b, E: CpuElement> {
 
 impl<E: CpuElement> PackTask<'_, '_, E> {
     /// Steps of a block.
-    const STEPS: usize = 32;
+    const STEPS: usize = 16;
 }
 
 /// One panel of an operand that has to be transposed.
@@ -566,14 +569,13 @@ impl<E: CpuElement> Task for PackSteps<'_, '_, '_, E> {
     fn run<S: Simd>(self, s: S) {
         let Self(PackTask { operand, lanes, cut, first_panel, panels }, block) = self;
         let (width, steps) = (cut.width(), PackTask::<E>::STEPS);
-        for step in block * steps..lanes.steps(operand.depth()).min((block + 1) * steps) {
-            let depth = lanes.depth(step)..lanes.depth(step + 1).min(operand.depth());
-            for panel in 0..panels.rows() {
-                let cols = cut.panel(first_panel + panel);
-                // SAFETY: each block of steps is packed by one task.
-                let target = unsafe { panels.part(panel, step * width..(step + 1) * width) };
-                operand.copy_steps(s, *lanes, &depth, &cols, target, width);
-            }
+        let steps = block * steps..lanes.steps(operand.depth()).min((block + 1) * steps);
+        let depth = lanes.depth(steps.start)..lanes.depth(steps.end).min(operand.depth());
+        for panel in 0..panels.rows() {
+            let cols = cut.panel(first_panel + panel);
+            // SAFETY: each block of steps is packed by one task.
+            let target = unsafe { panels.part(panel, steps.start * width..steps.end * width) };
+            operand.copy_steps(s, *lanes, &depth, &cols, target, width);
         }
     }
 }

@@ -25,14 +25,20 @@ pub(super) fn load<S: Simd>(s: S, from: &[f32]) -> Row<S> {
 /// As [`load`], from any storage type.
 #[inline(always)]
 pub(super) fn widen<S: Simd, E: CpuElement>(s: S, from: &[E]) -> Row<S> {
-    match E::as_f32(from) {
-        Some(from) => load(s, from),
-        None => {
-            let mut wide = [0.0; MAX_TILE_WIDTH];
-            E::widen(from, &mut wide[..from.len()]);
-            load(s, &wide)
-        }
+    if let Some(from) = E::as_f32(from) {
+        return load(s, from);
     }
+    let padded: [E; MAX_TILE_WIDTH];
+    let from = if from.len() >= TILE_VECTORS * S::LANES {
+        from
+    } else {
+        let mut copy = [E::zeroed(); MAX_TILE_WIDTH];
+        copy[..from.len()].copy_from_slice(from);
+        padded = copy;
+        &padded
+    };
+    // SAFETY: two vectors are there.
+    unsafe { [E::load_vector(s, from.as_ptr()), E::load_vector(s, from.as_ptr().add(S::LANES))] }
 }
 
 /// Stores as many elements as there is room for.
@@ -51,10 +57,20 @@ pub(super) fn narrow<S: Simd, E: CpuElement>(s: S, to: &mut [E], row: Row<S>) ->
         store(s, to, row);
         return row;
     }
-    let mut wide = [0.0; MAX_TILE_WIDTH];
-    store(s, &mut wide, row);
-    E::narrow(&wide[..to.len()], to);
-    widen(s, to)
+    let mut rounded = [E::zeroed(); MAX_TILE_WIDTH];
+    let whole = to.len() >= TILE_VECTORS * S::LANES;
+    let target = if whole { to.as_mut_ptr() } else { rounded.as_mut_ptr() };
+    // SAFETY: there is room for two vectors.
+    let stored = unsafe {
+        for (v, vector) in row.into_iter().enumerate() {
+            E::store_vector(s, target.add(v * S::LANES), vector);
+        }
+        [E::load_vector(s, target), E::load_vector(s, target.add(S::LANES))]
+    };
+    if !whole {
+        to.copy_from_slice(&rounded[..to.len()]);
+    }
+    stored
 }
 
 /// Rounds to the storage type.

@@ -4,6 +4,7 @@
 //! function compiled for the instruction set, so that everything below is compiled for it too. A `Simd` value is only made
 //! there, which is why its methods may use the instructions.
 
+use crate::element::{bf16, f16};
 use crate::error::{Error, Result};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -142,7 +143,7 @@ impl<F: FnOnce()> Task for Loop<F> {
 /// Vectors of `f32`.
 ///
 /// `min` and `max` return their second operand if either is NaN, as x86 does, so that `max(0, x)` keeps NaN.
-pub(crate) trait Simd: Copy + Send + Sync {
+pub trait Simd: Copy + Send + Sync {
     type Vector: Copy;
     /// Elements of a vector.
     const LANES: usize;
@@ -158,6 +159,26 @@ pub(crate) trait Simd: Copy + Send + Sync {
     unsafe fn store_pointer(self, to: *mut f32, x: Self::Vector);
     /// Asks for the cache line at an address, which need not be readable, to be brought to L2.
     fn prefetch(self, at: *const u8);
+    /// Widens.
+    ///
+    /// # Safety
+    /// `LANES` elements are readable.
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::Vector;
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    ///
+    /// # Safety
+    /// `LANES` elements are writable.
+    unsafe fn store_bf16(self, to: *mut bf16, x: Self::Vector);
+    /// Widens.
+    ///
+    /// # Safety
+    /// `LANES` elements are readable.
+    unsafe fn load_f16(self, from: *const f16) -> Self::Vector;
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    ///
+    /// # Safety
+    /// `LANES` elements are writable.
+    unsafe fn store_f16(self, to: *mut f16, x: Self::Vector);
     fn add(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     fn sub(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
     fn mul(self, x: Self::Vector, y: Self::Vector) -> Self::Vector;
@@ -224,7 +245,7 @@ pub(crate) enum LeftLayout {
 }
 
 /// What a register tile multiplies: panels of `steps` steps.
-pub(crate) struct Panels {
+pub struct Panels {
     pub steps: usize,
     pub left: *const f32,
     pub left_step: usize,
@@ -241,10 +262,10 @@ pub(crate) struct Panels {
 ///
 /// # Safety
 /// The panels have their steps, the tile as many rows as the function is for, and the processor the instruction set.
-pub(crate) type ProductTile = unsafe fn(&Panels, *mut f32, bool);
+pub type ProductTile = unsafe fn(&Panels, *mut f32, bool);
 
 /// The register tiles of 1 to [`Simd::ROWS`] rows, at `[rows − 1]`.
-pub(crate) struct ProductTiles {
+pub struct ProductTiles {
     across: &'static [ProductTile],
     along: &'static [ProductTile],
 }
@@ -407,6 +428,33 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+        // Not the instruction of AVX512-BF16: it takes subnormal numbers for 0.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), quiet);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: __m512) {
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
     fn add(self, x: __m512, y: __m512) -> __m512 {
         unsafe { _mm512_add_ps(x, y) }
     }
@@ -508,6 +556,36 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m256) {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan);
+            let words = _mm256_srli_epi32::<16>(_mm256_castps_si256(rounded));
+            // Packed within each half; the halves' first quarters are the result.
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(words, words));
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: __m256) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
     fn add(self, x: __m256, y: __m256) -> __m256 {
         unsafe { _mm256_add_ps(x, y) }
     }
@@ -590,7 +668,9 @@ impl Simd for Avx2 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn dot_pairs(x: __m512, y: __m512, z: __m512) -> __m512 {
     // SAFETY: both are vectors of 512 bits.
-    unsafe { _mm512_dpbf16_ps(z, std::mem::transmute::<__m512, __m512bh>(x), std::mem::transmute::<__m512, __m512bh>(y)) }
+    unsafe {
+        _mm512_dpbf16_ps(z, std::mem::transmute::<__m512, __m512bh>(x), std::mem::transmute::<__m512, __m512bh>(y))
+    }
 }
 
 /// 8×8 by pairs, then fours, then halves.
@@ -664,6 +744,26 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: [f32; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[bf16; 4]>().write_unaligned(x.map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16, x: [f32; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f16; 4]>().write_unaligned(x.map(f16::from_f32)) }
+    }
     #[inline(always)]
     fn add(self, x: [f32; 4], y: [f32; 4]) -> [f32; 4] {
         lanes!(|i| x[i] + y[i])
