@@ -1,6 +1,6 @@
 //! [`CorrelationDual`]: K = ÂÂᵀ/(N−1), then KÂ with P and q in its epilogue. Â is made while packing and never stored.
 
-use super::gemm::{Cut, Epilogue, Gemm, Group, Tile, workspace_len as gemm_len};
+use super::gemm::{Cut, Epilogue, Gemm, Group, Tile, symmetric_workspace_len, workspace_len as gemm_len};
 use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::rows::{self, ColumnSums};
@@ -18,7 +18,7 @@ pub(super) fn workspace_len(core: &Core, n: usize, h: usize) -> usize {
         + 2 * h
         + symmetric::slots_len(isa, n)
         + 2 * Cut::most_row_groups(isa, n) * h
-        + gemm_len(core, n, n, h).max(gemm_len(core, n, h, n))
+        + symmetric_workspace_len(core, n, h).max(gemm_len(core, n, h, n))
 }
 
 pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: CorrelationDual<'_, Cpu<E>>) -> Result<()> {
@@ -47,7 +47,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         core,
         Out::new(&mut args.gram),
         scratch.f64(symmetric::slots_len(isa, n)),
-        &mut *scratch.rest(gemm_len(core, n, n, h)),
+        &mut *scratch.rest(symmetric_workspace_len(core, n, h)),
     );
 
     let slots_len = Cut::rows(isa, n, h).groups() * h;

@@ -173,9 +173,23 @@ impl Scratch {
     }
 }
 
-/// Elements of a workspace that a product takes at most.
+/// Elements of a packed operand, beyond which it is packed in parts.
+const PACK_LIMIT: usize = 4 << 20;
+/// The same for a symmetric product, whose other operand needs no copy if all of this one is packed at once.
+const SYMMETRIC_PACK_LIMIT: usize = 32 << 20;
+
+/// Elements of a workspace that a product takes, at most.
 pub(crate) fn workspace_len(core: &Core, rows: usize, cols: usize, depth: usize) -> usize {
-    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth))
+    limited_workspace_len(core, PACK_LIMIT, rows, cols, depth)
+}
+
+/// Elements of a workspace that a symmetric product takes, at most.
+pub(crate) fn symmetric_workspace_len(core: &Core, side: usize, depth: usize) -> usize {
+    limited_workspace_len(core, SYMMETRIC_PACK_LIMIT, side, side, depth)
+}
+
+fn limited_workspace_len(core: &Core, pack_limit: usize, rows: usize, cols: usize, depth: usize) -> usize {
+    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth, pack_limit))
         + core.threads.count() * Scratch::of(core.isa, rows, cols, depth).len()
 }
 
@@ -191,20 +205,21 @@ pub(crate) struct Gemm<'a, L: CpuElement, R: CpuElement> {
 }
 
 impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
-    /// Computes the product; `workspace` has [`workspace_len`] elements.
+    /// Computes the product; `workspace` has [`workspace_len`] or [`symmetric_workspace_len`] elements.
     pub(crate) fn run<X: Epilogue>(&self, core: &Core, workspace: &mut [f64], epilogue: &X) {
         let isa = core.isa;
         let (rows, cols, depth) = (self.left.len(), self.right.len(), self.left.depth());
         debug_assert_eq!(depth, self.right.depth());
         let lanes = Lanes::of(isa, &self.left, &self.right);
-        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes).count() == 1;
+        let limit = if self.symmetric { SYMMETRIC_PACK_LIMIT } else { PACK_LIMIT };
+        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes, limit).count() == 1;
         let shared = self.symmetric && packed_at_once(Cut::cols(isa, cols));
         let row_cut = if shared { Cut::divided_cols(isa, rows) } else { Cut::rows(isa, rows, cols) };
         let col_cut = if self.cut_anywhere { Right::cut(isa, &self.right, lanes, rows) } else { Cut::cols(isa, cols) };
         let sizes = Scratch::of(isa, rows, cols, depth);
-        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes);
+        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes, limit);
         let (packed, scratch) = workspace.split_at_mut(Aligned::len(packed_len));
-        for part in Right::parts(isa, &self.right, col_cut, lanes) {
+        for part in Right::parts(isa, &self.right, col_cut, lanes, limit) {
             let right = Right::new(core, &self.right, lanes, col_cut, &part, Aligned::of(packed));
             let left = Left::new(&self.left, lanes, if shared { right.packed() } else { None });
             let part_cols = col_cut.group(part.start).start..col_cut.group(part.end - 1).end;

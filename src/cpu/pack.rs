@@ -394,31 +394,29 @@ pub(crate) struct PlacedRight {
     pub step: usize,
 }
 
-/// Elements of a packed operand, beyond which it is packed in parts.
-const PACK_LIMIT: usize = 4 << 20;
-
 /// Elements that packed panels may take. Grows with the length, so that a workspace for a shape serves every smaller one.
-pub(crate) fn packed_len(cut: Cut, depth: usize) -> usize {
+pub(crate) fn packed_len(cut: Cut, depth: usize, limit: usize) -> usize {
     let panel = cut.width().saturating_mul(depth);
-    cut.panels().saturating_mul(panel).min(PACK_LIMIT.max(panel.saturating_mul(GROUP)))
+    cut.panels().saturating_mul(panel).min(limit.max(panel.saturating_mul(GROUP)))
 }
 
 impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
     /// Elements that packed panels may take.
-    pub(crate) fn packed_len(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes) -> usize {
-        if Self::in_place(isa, operand, cut, lanes).is_some() { 0 } else { packed_len(cut, operand.depth()) }
+    pub(crate) fn packed_len(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes, limit: usize) -> usize {
+        if Self::in_place(isa, operand, cut, lanes).is_some() { 0 } else { packed_len(cut, operand.depth(), limit) }
     }
 
-    /// The groups of columns that are packed at a time.
+    /// The groups of columns that are packed at a time, in up to `limit` elements.
     pub(crate) fn parts(
         isa: Isa,
         operand: &Operand<'a, E>,
         cut: Cut,
         lanes: Lanes,
+        limit: usize,
     ) -> impl Iterator<Item = Range<usize>> {
         let panel = cut.width().saturating_mul(lanes.steps(operand.depth()));
         let in_place = Self::in_place(isa, operand, cut, lanes).is_some();
-        let at_once = if in_place { usize::MAX } else { PACK_LIMIT / (panel * GROUP).max(1) };
+        let at_once = if in_place { usize::MAX } else { limit / (panel * GROUP).max(1) };
         let (groups, step) = (cut.groups(), at_once.clamp(1, cut.groups().max(1)));
         (0..groups).step_by(step).map(move |start| start..groups.min(start + step))
     }

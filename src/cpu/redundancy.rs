@@ -1,6 +1,8 @@
 //! [`WeightRedundancy`], in both forms: a symmetric product, then G·Ŵ or Ŵ·P added to the gradient by its epilogue.
 
-use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
+use super::gemm::{
+    Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, symmetric_workspace_len, workspace_len as gemm_len,
+};
 use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::rows;
@@ -22,7 +24,7 @@ fn form_workspace_len(core: &Core, h: usize, d: usize, dual: bool) -> usize {
     h + f32_len(h)
         + symmetric::slots_len(isa, side)
         + h * Cut::cols(isa, d).groups()
-        + gemm_len(core, side, side, other).max(gemm_len(core, h, d, side))
+        + symmetric_workspace_len(core, side, other).max(gemm_len(core, h, d, side))
 }
 
 pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedundancy<'_, Cpu<E>>) -> Result<()> {
@@ -49,7 +51,7 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
         core,
         Out::new(&mut args.gram),
         scratch.f64(symmetric::slots_len(isa, side)),
-        &mut *scratch.rest(gemm_len(core, side, side, operand.depth())),
+        &mut *scratch.rest(symmetric_workspace_len(core, side, operand.depth())),
     );
     let trace: f64 = norm.iter().zip(&*inverse).map(|(norm, inverse)| (norm * f64::from(*inverse)).powi(2)).sum();
     args.loss[0] = if dual { squares - 2.0 * trace + h as f64 } else { squares };

@@ -1,6 +1,6 @@
 //! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
 
-use super::gemm::{Gemm, workspace_len as gemm_len};
+use super::gemm::{Gemm, symmetric_workspace_len};
 use super::memory::{Out, Scratch};
 use super::pack::{Affine, Axis, Operand};
 use super::product::{ROWS_AT_A_TIME, Store, row_blocks};
@@ -55,7 +55,7 @@ pub(super) fn recentre<E: CpuElement>(core: &Core, args: Recentre<'_, Cpu<E>>) -
 }
 
 pub(super) fn comoments_workspace_len(core: &Core, n: usize, h: usize) -> usize {
-    gemm_len(core, h, h, n.min(ROWS_AT_A_TIME))
+    symmetric_workspace_len(core, h, n.min(ROWS_AT_A_TIME))
 }
 
 pub(super) fn comoments<E: CpuElement>(core: &Core, mut args: Comoments<'_, Cpu<E>>) -> Result<()> {
