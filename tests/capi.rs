@@ -1,5 +1,5 @@
-//! The C ABI, called as C would: what it computes is what [`DecoderFree`] computes, and whatever can be refused is, in words, with all
-//! outputs as they were.
+//! The C ABI, called as C would: what it computes is what [`DecoderFree`] computes, and whatever can be refused is, in
+//! words, with all outputs as they were.
 
 #[macro_use]
 mod common;
@@ -389,7 +389,8 @@ fn arrays_without_elements_may_be_anything() {
     }
 }
 
-/// A step in two phases, over shards of rows that each have their own context and statistics; gradients are added to ones.
+/// A step in two phases, over shards of rows that each have their own context and statistics; gradients are added to
+/// ones.
 fn sharded(whole: &Buffers, shards: &[Range<usize>], shift: bool) -> Buffers {
     let Shape { rows, inputs: d, latents: h } = whole.shape;
     let mut to = Buffers::new([rows, d, h], 0, whole.objective);
@@ -646,7 +647,8 @@ fn places() -> Vec<Place> {
     ]
 }
 
-/// Every output on every other buffer of each call: at its start, on its last eight bytes, and with the output's last on its first.
+/// Every output on every other buffer of each call: at its start, on its last eight bytes, and with the output's last
+/// on its first.
 #[test]
 fn outputs_that_overlap_are_refused() {
     let context = Context::new(1);

@@ -1,4 +1,5 @@
-//! A call's buffers: each is checked as it is taken, by itself and against all before it, so nothing is written until all are right.
+//! A call's buffers: each is checked as it is taken, by itself and against all before it, so nothing is written until
+//! all are right.
 
 use super::call::Failure;
 use super::{SAEK_ERROR_MEMORY, SAEK_ERROR_NULL, SAEK_ERROR_POINTER};

@@ -57,3 +57,30 @@ pub(super) unsafe fn context_at<'a>(context: *const saek_context) -> Result<&'a 
     // SAFETY: the caller's promise.
     Ok(unsafe { &*context })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{SAEK_ERROR_PANIC, call};
+    use super::*;
+    use crate::cpu::Isa;
+    use std::sync::Mutex;
+
+    #[test]
+    fn a_panic_takes_the_plan_with_it_and_nothing_else() {
+        let cpu = Cpu::with(Isa::detect(), 1).expect("one thread");
+        let context = saek_context { cpu, plan: Mutex::new(None) };
+        let shape = Shape { rows: 2, inputs: 3, latents: 4 };
+        let objective = Objective::default();
+        for _ in 0..2 {
+            assert!(context.lock().is_none(), "a plan that a panic has interrupted");
+            let code = call::status(|| {
+                let mut plan = context.lock();
+                context.plan(&mut plan, shape, objective, |planned| *planned == objective)?;
+                panic!("in the middle of a step");
+            });
+            assert_eq!(code, SAEK_ERROR_PANIC);
+        }
+        drop(context.lock());
+        assert!(context.plan.lock().is_ok(), "once thrown away, the poison is gone");
+    }
+}

@@ -2,9 +2,9 @@
 //!
 //! So far a CPU context and `f32`; contexts on CUDA devices and the storage types `bf16` and `f16` are not there yet.
 //!
-//! The documentation here is the header's, so it speaks of C. What all functions ask of their pointers stands once, at the header's
-//! top: an array has as many elements as the extents say; from the call to the return nobody writes what the call reads, nor reads
-//! or writes what it writes.
+//! The documentation here is the header's, so it speaks of C. What all functions ask of their pointers stands once, at
+//! the header's top: an array has as many elements as the extents say; from the call to the return nobody writes what
+//! the call reads, nor reads or writes what it writes.
 //!
 //! ```sh
 //! cargo rustc --release --lib --crate-type cdylib --features capi         # or staticlib
@@ -33,7 +33,8 @@ use std::thread;
 pub const SAEK_OK: i32 = 0;
 /// A required pointer is NULL.
 pub const SAEK_ERROR_NULL: i32 = 1;
-/// A number is outside its range: a weight of the objective, the reduction, the number of threads, a count of statistics.
+/// A number is outside its range: a weight of the objective, the reduction, the number of threads, a count of
+/// statistics.
 pub const SAEK_ERROR_ARGUMENT: i32 = 2;
 /// Extents are negative, too large, or do not fit together; or the batch has too few rows for the objective.
 pub const SAEK_ERROR_SHAPE: i32 = 3;
@@ -54,8 +55,9 @@ pub const SAEK_REDUCTION_MEAN: i32 = 1;
 /// Most threads of a context.
 pub const SAEK_MAX_THREADS: i32 = 1024;
 
-/// Where steps are computed, and the memory that they use. It keeps the memory for the last shape and objective, so the next step of
-/// the same objective, d, h and as many or fewer rows allocates nothing.
+/// Where steps are computed, and the memory that they use. It keeps the memory of the last call, so a step of the same
+/// objective, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
+/// statistics always hold what the correlation term needs, phases with lambda_tc = 0 make all their memory anew.
 ///
 /// Several threads may use one context: their calls wait for each other.
 pub struct saek_context {
@@ -98,9 +100,9 @@ pub struct saek_losses {
     pub total: f64,
 }
 
-/// Makes a context that computes on the CPU, with the best instruction set that it has. threads: 1 is the calling thread alone, more
-/// is a pool of as many threads that the context owns, 0 is one thread for each processor that the process may use. Results have
-/// the same bits for any number of threads.
+/// Makes a context that computes on the CPU, with the best instruction set that it has. threads: 1 is the calling
+/// thread alone, more is a pool of as many threads that the context owns, 0 is one thread for each processor that the
+/// process may use. Results have the same bits for any number of threads.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn saek_context_create_cpu(threads: i32, out: *mut *mut saek_context) -> i32 {
     call::status(|| {
@@ -136,8 +138,8 @@ pub unsafe extern "C" fn saek_context_destroy(context: *mut saek_context) {
     });
 }
 
-/// What went wrong in the calling thread's last call that failed, and what would be right, in UTF-8; an empty text if none failed.
-/// Never NULL. It stays valid until the next call of this thread fails, or the thread ends.
+/// What went wrong in the calling thread's last call that failed, and what would be right, in UTF-8; an empty text if
+/// none failed. Never NULL. It stays valid until the next call of this thread fails, or the thread ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn saek_last_error() -> *const c_char {
     call::last_error()
@@ -153,10 +155,11 @@ pub extern "C" fn saek_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// One step of the decoder-free autoencoder a = max(x W^T + b, 0): losses and gradients of a whole batch, which are overwritten.
+/// One step of the decoder-free autoencoder a = max(x W^T + b, 0): losses and gradients of a whole batch, which are
+/// overwritten.
 ///
-/// x [n,d], its rows ldx elements apart; weight [h,d]; bias [h]; grad_weight [h,d]; grad_bias [h]. activations [n,h], row_loss [n]
-/// (-log sum_j exp(-a_nj)) and grad_x [n,d] may be NULL, if they are not wanted.
+/// x [n,d], its rows ldx elements apart; weight [h,d]; bias [h]; grad_weight [h,d]; grad_bias [h]. activations [n,h],
+/// row_loss [n] (-log sum_j exp(-a_nj)) and grad_x [n,d] may be NULL, if they are not wanted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn saek_decoder_free_step_f32(
     context: *mut saek_context,
@@ -198,9 +201,10 @@ pub unsafe extern "C" fn saek_decoder_free_step_f32(
     })
 }
 
-/// Numbers in a buffer of statistics: 2 + h + h(h+1)/2, or -1 and an error. With a the activations and c the shift, they are the number of
-/// rows, the sum of the row losses, the sums of a_j - c_j, and the upper triangle, row by row, of the sums of (a_i - c_i)(a_j - c_j).
-/// All are sums over rows, so the statistics of several ranks are the sum of theirs, element by element.
+/// Numbers in a buffer of statistics: 2 + h + h(h+1)/2, or -1 and an error. With a the activations and c the shift,
+/// they are the number of rows, the sum of the row losses, the sums of a_j - c_j, and the upper triangle, row by row,
+/// of the sums of (a_i - c_i)(a_j - c_j). All are sums over rows, so the statistics of several ranks are the sum of
+/// theirs, element by element.
 #[unsafe(no_mangle)]
 pub extern "C" fn saek_statistics_len(h: i64) -> i64 {
     call::run(|| Ok(statistics_len(h)? as i64)).unwrap_or(-1)
@@ -209,8 +213,8 @@ pub extern "C" fn saek_statistics_len(h: i64) -> i64 {
 /// The first phase of a step whose rows are spread over ranks: adds the sums over these rows to statistics, a buffer of
 /// saek_statistics_len(h) doubles. The host sets it to 0 before the first block of rows, and sums it over its ranks.
 ///
-/// shift [h] is the same on all ranks and in the second phase; NULL is 0. It changes nothing but rounding: where a latent's mean is
-/// many deviations from 0, pass something near its mean, say that of the batch before.
+/// shift [h] is the same on all ranks and in the second phase; NULL is 0. It changes nothing but rounding: where a
+/// latent's mean is many deviations from 0, pass something near its mean, say that of the batch before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn saek_decoder_free_statistics_f32(
     context: *mut saek_context,
@@ -253,11 +257,12 @@ pub unsafe extern "C" fn saek_decoder_free_statistics_f32(
     })
 }
 
-/// The second phase: given the statistics of all ranks' rows and the shift that they are about, *adds* the gradients of these rows to
-/// grad_weight and grad_bias, which the host then sums over its ranks; grad_x, if it is not NULL, is overwritten.
+/// The second phase: given the statistics of all ranks' rows and the shift that they are about, *adds* the gradients of
+/// these rows to grad_weight and grad_bias, which the host then sums over its ranks; grad_x, if it is not NULL, is
+/// overwritten.
 ///
-/// The weight-redundancy term must enter once over all ranks: add_weight_term says whether here (0: no). losses are those of the whole
-/// batch, on every rank.
+/// The weight-redundancy term must enter once over all ranks: add_weight_term says whether here (0: no). losses are
+/// those of the whole batch, on every rank.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn saek_decoder_free_backward_f32(
     context: *mut saek_context,

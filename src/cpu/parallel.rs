@@ -62,8 +62,12 @@ impl Threads {
     pub(crate) fn on_each_of_own(&self, task: impl Fn() + Sync) {
         match self {
             #[cfg(feature = "rayon")]
-            Threads::Pool(pool) => drop(pool.broadcast(|_| task())),
-            _ => drop(task),
+            Threads::Pool(pool) => {
+                pool.broadcast(|_| task());
+            }
+            _ => {
+                let _ = task;
+            }
         }
     }
 
