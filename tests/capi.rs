@@ -817,8 +817,9 @@ fn threads_may_share_a_context() {
             let context = &context;
             scope.spawn(move || {
                 let expected = Buffers::new(shape, 0, PAPER).directly();
-                for _ in 0..20 {
-                    let mut buffers = Buffers::new(shape, 0, PAPER);
+                let mut buffers = Buffers::new(shape, 0, PAPER);
+                // Many, for the threads to meet on a single processor too.
+                for _ in 0..300 {
                     buffers.call(context).succeed(Step);
                     assert_same_outputs(&format!("{shape:?} beside others"), &buffers, &expected);
                 }

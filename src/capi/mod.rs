@@ -11,6 +11,7 @@
 //! ```
 #![allow(non_camel_case_types, reason = "C's names")]
 #![allow(clippy::too_many_arguments, reason = "C has no other way to name them")]
+#![allow(rustdoc::broken_intra_doc_links, reason = "[h] is an extent")]
 #![allow(clippy::missing_safety_doc, reason = "it is the same for all: see the module's documentation")]
 
 mod argument;
