@@ -23,15 +23,16 @@ STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, 
 
 
 def shares(run: dict[str, Any], path: Path) -> None:
-    """A panel for each number of threads; bars of the f32 competitors, the best at each shape labelled."""
+    """A panel for each number of threads; bars of the f32 competitors."""
     plt.rcParams.update(STYLE)
     counts = sorted({record["threads"] for record in run["records"]})
     keys = [key for key in [OURS, *run["peers"]] if COMPETITORS[key].precision == "f32"]
-    figure, axes = plt.subplots(len(counts), 1, figsize=(8.3, 0.9 + 2.3 * len(counts)), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(len(counts), 1, figsize=(8.3, 1.1 + 2.2 * len(counts)), squeeze=False, sharex=True)
     for axis, threads in zip(axes[:, 0], counts):
         records = [record for record in run["records"] if record["threads"] == threads]
         panel(axis, records, keys)
         axis.set_title(f"{threads} thread{'s' * (threads > 1)}")
+    axes[-1, 0].set_xlabel("rows × inputs × latents")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     figure.legend(handles, labels, loc="upper center", ncols=len(keys), frameon=False, columnspacing=1.2,
@@ -48,8 +49,8 @@ def panel(axis: Any, records: list[dict[str, Any]], keys: list[str]) -> None:
         ran = [(x, value) for x, value in ran if not math.isnan(value)]
         bars = axis.bar([x for x, _ in ran], [value for _, value in ran], 0.92 * width,
                         color=COLOURS.get(key), label=COMPETITORS[key].name)
-        if key == OURS:
-            axis.bar_label(bars, [f"{100 * value:.0f}" for _, value in ran], fontsize=9, padding=1)
+        axis.bar_label(bars, [f"{100 * value:.0f}" for _, value in ran], fontsize=9, padding=1,
+                       fontweight="bold" if key == OURS else "normal")
     axis.set_xticks(range(len(records)), [str(shape_of(record)) for record in records])
     axis.tick_params(axis="x", length=0)
     axis.set_ylim(0, 1)

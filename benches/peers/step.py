@@ -10,7 +10,8 @@
 All competitors of a number of threads run in one process, pinned to as many cores, on the same arrays, in turns: a
 round is a block of calls of each, and the order moves on from round to round. Before a block there is a pause, so that
 threads that still spin after the last block end, and a call that is not timed. Compilation is not timed either. Times
-are medians over rounds, with their quartiles. The peak (fused multiply-adds in registers) is measured in every round.
+are medians over rounds, with their quartiles. The peak (fused multiply-adds in registers) is measured in every round; the
+median counts.
 
 Every competitor's loss, dW and db are compared with float64: autograd's where PyTorch is installed, else those of the
 gradient derived by hand. The exit status is 1 if ours are wrong.
@@ -240,6 +241,7 @@ def start_worker(threads: int, options: argparse.Namespace) -> list[dict[str, An
     environment = os.environ | {name: str(threads) for name in names}
     # No idle processes that compile, no look at other devices.
     environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # PyTorch's of its own functions
     command = [sys.executable, __file__, *sys.argv[1:], "--threads", str(threads), "--worker", str(file)]
     subprocess.run(command, check=True, env=environment)
     return [json.loads(line) for line in file.read_text().splitlines()]
