@@ -98,7 +98,7 @@ def size(operation: int, shape: int) -> float:
 
 
 def panel(axis: Any, found: list[Point], threads: int, shapes: list[Shape]) -> None:
-    compute, copy = peak.flops(threads, 0.2), peak.copy(threads, 1.0)
+    compute, copy = peak.flops(threads, 0.2), max(peak.copy(threads) for _ in range(5))
     intensities = np.geomspace(min([0.1, *(p.intensity / 1.5 for p in found)]), 4000, 200)
     axis.plot(intensities, np.minimum(compute, copy * intensities) / 1e9, color="#555555", linewidth=1.5)
     axis.annotate(f"fused multiply-adds: {compute / 1e9:.0f} GFLOP/s", (4000, compute / 1e9), xytext=(0, 4),
@@ -131,7 +131,7 @@ def draw(folder: Path, threads: list[int], path: Path) -> None:
     for axis, (count, found) in zip(axes[0], measured.items()):
         panel(axis, found, count, shapes)
     axes[0, 0].set_ylabel("GFLOP/s")
-    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
     legends(figure, everything, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -8,14 +8,14 @@
 //! A round is a block of calls of each, and the order moves on from round to round. Times are medians over rounds. The peak, fused
 //! multiply-adds in registers, is measured in every round. Each peer's product must agree with ours to be in the table.
 
-mod peers;
 #[path = "../../../kernels/peak.rs"]
 #[allow(dead_code)]
 mod peak;
+mod peers;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use peers::{Job, PEERS};
+use peers::{Call, Job, PEERS};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sae_kernels::Shape;
 use std::fmt::Write as _;
@@ -120,7 +120,7 @@ fn run(job: &mut Job, seconds: f64) -> Result<String> {
 }
 
 /// How many calls make a block; an error if the product is not ours, which is the first to be called.
-fn check(job: &mut Job, name: &str, call: fn(&mut Job)) -> Result<usize> {
+fn check(job: &mut Job, name: &str, call: Call) -> Result<usize> {
     job.out.fill(f32::NAN);
     call(job);
     let depth = job.extents[2] as f32;
@@ -155,7 +155,7 @@ fn check_ours(job: &Job) -> Result<()> {
 }
 
 /// Seconds of one call.
-fn block(job: &mut Job, call: fn(&mut Job), calls: usize) -> f64 {
+fn block(job: &mut Job, call: Call, calls: usize) -> f64 {
     std::thread::sleep(PAUSE);
     if calls > 1 {
         call(job);

@@ -5,8 +5,11 @@ use faer::{Accum, MatMut as FaerMut, MatRef as FaerRef, Par};
 use sae_kernels::operations::{Layout, Product};
 use sae_kernels::{Backend, Cpu, Isa, MatMut, MatRef, Shape};
 
+/// Computes a job's product once.
+pub type Call = fn(&mut Job);
+
 /// Ours first.
-pub const PEERS: [(&str, fn(&mut Job)); 4] =
+pub const PEERS: [(&str, Call); 4] =
     [("sae-kernels", ours), ("gemm", gemm), ("faer", faer), ("matrixmultiply", matrixmultiply)];
 
 /// out [m, n] = left [m, k] · right [k, n], all row-major, the operands perhaps transposed in memory.
