@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from competitors import COMPETITORS, OURS
+from problem import Shape
 from report import share, shape_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; they also differ in lightness.
@@ -26,11 +27,12 @@ def shares(run: dict[str, Any], path: Path) -> None:
     """A panel for each number of threads; bars of the f32 competitors."""
     plt.rcParams.update(STYLE)
     counts = sorted({record["threads"] for record in run["records"]})
+    shapes = list(dict.fromkeys(shape_of(record) for record in run["records"]))
     keys = [key for key in [OURS, *run["peers"]] if COMPETITORS[key].precision == "f32"]
     figure, axes = plt.subplots(len(counts), 1, figsize=(8.3, 1.1 + 2.2 * len(counts)), squeeze=False, sharex=True)
     for axis, threads in zip(axes[:, 0], counts):
         records = [record for record in run["records"] if record["threads"] == threads]
-        panel(axis, records, keys)
+        panel(axis, records, keys, shapes)
         axis.set_title(f"{threads} thread{'s' * (threads > 1)}")
     axes[-1, 0].set_xlabel("rows × inputs × latents")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -41,17 +43,20 @@ def shares(run: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def panel(axis: Any, records: list[dict[str, Any]], keys: list[str]) -> None:
+def panel(axis: Any, records: list[dict[str, Any]], keys: list[str], shapes: list[Shape]) -> None:
     width = 0.84 / len(keys)
     for place, key in enumerate(keys):
-        left = [index + (place - (len(keys) - 1) / 2) * width for index in range(len(records))]
+        left = [shapes.index(shape_of(record)) + (place - (len(keys) - 1) / 2) * width for record in records]
         ran = [(x, share(r, key)) for x, r in zip(left, records) if "median" in r["found"].get(key, {})]
         ran = [(x, value) for x, value in ran if not math.isnan(value)]
         bars = axis.bar([x for x, _ in ran], [value for _, value in ran], 0.92 * width,
                         color=COLOURS.get(key), label=COMPETITORS[key].name)
         axis.bar_label(bars, [f"{100 * value:.0f}" for _, value in ran], fontsize=9, padding=1,
                        fontweight="bold" if key == OURS else "normal")
-    axis.set_xticks(range(len(records)), [str(shape_of(record)) for record in records])
+    names = [str(shape) for shape in shapes]
+    if len(shapes) > 5:
+        names = [f"{n}×{d}\n×{h}" for n, d, h in shapes]
+    axis.set_xticks(range(len(shapes)), names)
     axis.tick_params(axis="x", length=0)
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -268,8 +268,8 @@ def replace_block(path: Path, name: str, text: str) -> None:
 
 
 def write(run: dict[str, Any], options: argparse.Namespace) -> None:
-    """Tables and the picture, into the repository, or into a folder: target/peers for a quick run."""
-    folder = options.out or (ROOT / "target" / "peers" if run["mode"] == "quick" else None)
+    """Tables and the picture, into the repository, or into a folder: target/peers for a quick run or chosen shapes."""
+    folder = options.out or (ROOT / "target" / "peers" if run["mode"] == "quick" or run["partial"] else None)
     results, pictures = (folder, folder) if folder else (ROOT / "benches" / "results", ROOT / "docs")
     if run["mode"] == "sweep":
         replace_block(results / "cpu.md", "peers-sweep", "## Is a peer faster anywhere?\n\n" + sweep_text(run, 10))
@@ -288,7 +288,7 @@ def write(run: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def verdict(run: dict[str, Any], options: argparse.Namespace) -> int:
-    """1 if our results are wrong somewhere."""
+    """The exit status: 3 if our results are wrong somewhere."""
     bad = [record for record in run["records"] if wrong(record, options.tolerance)]
     for record in bad:
         where = f"{shape_of(record)}, threads {record['threads']}"
@@ -297,4 +297,4 @@ def verdict(run: dict[str, Any], options: argparse.Namespace) -> int:
     within = sum(largest_error(record, OURS) <= options.tolerance for record in compared)
     print(f"of {len(run['records'])} results of ours, {len(compared)} were compared with float64: {within} are within the "
           f"tolerance, {len(compared) - within - len(bad)} are as far off as f32 peers, {len(bad)} are wrong")
-    return 1 if bad else 0
+    return 3 if bad else 0
