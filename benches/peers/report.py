@@ -84,11 +84,17 @@ def factor(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f} ×"
 
 
+def busy(records: list[Record]) -> str:
+    """A remark, if others used the cores: the peak is that of undisturbed moments, and the times are not."""
+    share_ = max(record["busy"] for record in records)
+    return f"; other work on the cores took up to {percent(share_)} of the time" if share_ > 0.03 else ""
+
+
 def progress(record: Record, tolerance: float) -> str:
     """A shape's block of text for the terminal."""
     threads = record["threads"]
     lines = [f"\n{shape_of(record)}, {threads} thread{'s' * (threads > 1)}, {record['rounds']} rounds, "
-             f"peak {record['peak'] / 1e9:.1f} GFLOP/s"]
+             f"peak {record['peak'] / 1e9:.1f} GFLOP/s{busy([record])}"]
     for key, found in record["found"].items():
         name = f"  {COMPETITORS[key].name:34}"
         if "note" in found:
@@ -178,7 +184,7 @@ def times_table(run: dict[str, Any], threads: int) -> str:
         rows.append([str(shape_of(record)), least, *cells, factor(ratio(record))])
     peaks = [record["peak"] / 1e9 for record in records]
     plural = "s" if threads > 1 else ""
-    return f"{threads} thread{plural}, peak {min(peaks):.0f}–{max(peaks):.0f} GFLOP/s:\n\n{table(header, rows)}"
+    return f"{threads} thread{plural}, peak {min(peaks):.0f}–{max(peaks):.0f} GFLOP/s{busy(records)}:\n\n{table(header, rows)}"
 
 
 def errors_table(run: dict[str, Any], tolerance: float) -> str:

@@ -85,6 +85,14 @@ def cores() -> list[int]:
     return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
 
 
+def waited() -> float:
+    """Seconds for which the main thread has waited for a core that others used; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 # What one process per number of threads does
 
 
@@ -197,7 +205,9 @@ def run_shape(shape: Any, threads: int, options: argparse.Namespace, library: An
     problem = Problem(shape)
     steps, results, notes = prepare(problem, options, library, threads)
     fewest, most = {"grid": (5, 60), "sweep": (5, 15), "quick": (2, 5)}[options.mode]
+    waited_before, start = waited(), time.perf_counter()
     times, peaks, last = rounds(steps, options.seconds, threads, fewest, most)
+    busy = (waited() - waited_before) / (time.perf_counter() - start)
     true = truth(problem, options)
     found: dict[str, Any] = {key: {"note": note} for key, note in notes.items()}
     for key in steps:
@@ -209,7 +219,7 @@ def run_shape(shape: Any, threads: int, options: argparse.Namespace, library: An
             # A NaN wins.
             found[key]["errors"] = {name: float(np.max([one[name] for one in both])) for name in both[0]}
     clear_compiled()
-    return {"shape": list(shape), "threads": threads, "peak": float(np.median(peaks)), "rounds": len(peaks),
+    return {"shape": list(shape), "threads": threads, "peak": float(np.median(peaks)), "rounds": len(peaks), "busy": busy,
             "mode": options.mode, "found": found}
 
 
