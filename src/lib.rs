@@ -9,7 +9,8 @@
 //! | `Cuda` | feature `cuda`: CUDA kernels, one tensor-core product with the operations as epilogues, on the caller's stream; the same storage types |
 //!
 //! On the table stand the models: [`DecoderFree`], a step of the decoder-free sparse autoencoder (Oursland 2026) with exact
-//! micro-batching and mergeable [`Statistics`], and [`StandardSae`], the autoencoder with a linear decoder.
+//! micro-batching and mergeable [`Statistics`], and [`StandardSae`], the autoencoder with a linear decoder. The feature `capi` adds
+//! C functions for the former.
 //!
 //! ```
 //! use sae_kernels::{Cpu, DecoderFree, DecoderFreeConfig, DecoderFreeStep, MatMut, MatRef, Shape};
@@ -39,6 +40,8 @@
 #![warn(missing_docs)]
 
 mod backend;
+#[cfg(feature = "capi")]
+pub mod capi;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -2,7 +2,7 @@
 //!
 //! Each line of throughput is in FLOP/s (criterion calls them elements) or bytes/s; below it stands the share of this machine's peak,
 //! which is measured in the same run: fused multiply-adds for products, a copy for what is bound by memory. Where the `gemm`
-//! crate has the same product it runs beside ours.
+//! crate has the same product it runs beside ours, with its AVX-512 kernels; `benches/peers` has more to compare with.
 //!
 //! `cargo bench` runs all; `cargo bench -- encode` one group; `cargo bench -- 128x784x64` one shape;
 //! `cargo bench --features cuda -- cuda` what runs on the GPU, against ceilings of its own: see `cuda.rs`.

@@ -78,6 +78,12 @@ impl<E: CpuElement> Cpu<E> {
     pub fn threads(&self) -> usize {
         self.core.threads.count()
     }
+
+    /// Calls `task` once on each thread that only this backend uses; the calling thread is none of them.
+    #[cfg(feature = "capi")]
+    pub(crate) fn on_own_threads(&self, task: impl Fn() + Sync) {
+        self.core.threads.on_each_of_own(task);
+    }
 }
 
 impl<E: CpuElement> fmt::Debug for Cpu<E> {

@@ -59,6 +59,20 @@ impl Threads {
         }
     }
 
+    /// Calls `task` once on each thread of an own pool.
+    #[cfg(feature = "capi")]
+    pub(crate) fn on_each_of_own(&self, task: impl Fn() + Sync) {
+        match self {
+            #[cfg(feature = "rayon")]
+            Threads::Pool(pool) => {
+                pool.broadcast(|_| task());
+            }
+            _ => {
+                let _ = task;
+            }
+        }
+    }
+
     /// Calls `task` for 0 … tasks − 1, on other threads too if `work` (in multiply-adds) is worth it.
     pub(crate) fn for_each(&self, tasks: usize, work: usize, task: impl Fn(usize) + Send + Sync) {
         if tasks < 2 || work < SPREAD || self.count() < 2 {

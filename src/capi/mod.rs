@@ -1,0 +1,314 @@
+//! The C ABI: what `include/sae_kernels.h` declares, which is made from this file.
+//!
+//! So far a CPU context and `f32`; contexts on CUDA devices and the storage types `bf16` and `f16` are not there yet.
+//!
+//! The documentation here is the header's, so it speaks of C. What all functions ask of their pointers stands once, at
+//! the header's top: an array has as many elements as the extents say; from the call to the return nobody writes what
+//! the call reads, nor reads or writes what it writes.
+//!
+//! ```sh
+//! cargo rustc --release --lib --crate-type cdylib --features capi         # or staticlib
+//! ```
+#![allow(non_camel_case_types, reason = "C's names")]
+#![allow(clippy::too_many_arguments, reason = "C has no other way to name them")]
+#![allow(rustdoc::broken_intra_doc_links, reason = "[h] is an extent")]
+#![allow(clippy::missing_safety_doc, reason = "it is the same for all: see the module's documentation")]
+
+mod argument;
+mod buffer;
+mod call;
+mod context;
+
+use crate::cpu::{Cpu, Isa};
+use crate::objective::Objective;
+use crate::statistics::Statistics;
+use argument::{Extents, Gradients, Inputs, check_count, statistics_len, widened, write_losses};
+use buffer::{Buffers, check_pointer, expect_memory};
+use call::Failure;
+use context::{Plan, context_at};
+use std::ffi::{CStr, c_char};
+use std::sync::Mutex;
+use std::thread;
+
+/// The call did what it says.
+pub const SAEK_OK: i32 = 0;
+/// A required pointer is NULL.
+pub const SAEK_ERROR_NULL: i32 = 1;
+/// A number is outside its range: a weight of the objective, the reduction, the number of threads, a count of
+/// statistics.
+pub const SAEK_ERROR_ARGUMENT: i32 = 2;
+/// Extents are negative, too large, or do not fit together; or the batch has too few rows for the objective.
+pub const SAEK_ERROR_SHAPE: i32 = 3;
+/// A pointer is not aligned to its type, or an output overlaps another buffer of the call.
+pub const SAEK_ERROR_POINTER: i32 = 4;
+/// There is not enough memory.
+pub const SAEK_ERROR_MEMORY: i32 = 5;
+/// The threads could not be started.
+pub const SAEK_ERROR_BACKEND: i32 = 6;
+/// A bug in the library. What the call writes may be half written; the context stays usable.
+pub const SAEK_ERROR_PANIC: i32 = 7;
+
+/// The log-sum-exp term is summed over rows, as in the paper.
+pub const SAEK_REDUCTION_SUM: i32 = 0;
+/// The log-sum-exp term is averaged over rows.
+pub const SAEK_REDUCTION_MEAN: i32 = 1;
+
+/// Most threads of a context.
+pub const SAEK_MAX_THREADS: i32 = 1024;
+
+/// Where steps are computed, and the memory that they use. It keeps the memory of the last call, so a step of the same
+/// objective, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
+/// statistics always hold what the correlation term needs, phases with lambda_tc = 0 make all their memory anew.
+///
+/// Several threads may use one context: their calls wait for each other.
+pub struct saek_context {
+    cpu: Cpu<f32>,
+    plan: Mutex<Plan>,
+}
+
+/// Weights of the terms of the loss lambda_lse * lse + lambda_var * var + lambda_tc * tc + lambda_wr * wr.
+/// The paper's are 1, 1, 1, 0, 1e-6, SAEK_REDUCTION_SUM.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct saek_objective {
+    /// Weight of the log-sum-exp term.
+    pub lambda_lse: f64,
+    /// Weight of the variance term.
+    pub lambda_var: f64,
+    /// Weight of the correlation term.
+    pub lambda_tc: f64,
+    /// Weight of the weight-redundancy term, in which the rows of the weight are normalised.
+    pub lambda_wr: f64,
+    /// What is added to a variance before its logarithm; positive.
+    pub variance_eps: f64,
+    /// SAEK_REDUCTION_SUM or SAEK_REDUCTION_MEAN.
+    pub reduction: i32,
+}
+
+/// Values of the terms, and their weighted sum. A term whose weight is 0 is not computed and reads 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct saek_losses {
+    /// -sum_n log sum_j exp(-a_nj), or the mean over n.
+    pub lse: f64,
+    /// -sum_j log(v_j + variance_eps), v_j the unbiased variance of latent j over the batch.
+    pub var: f64,
+    /// Sum of the squared correlations of all pairs i != j of latents.
+    pub tc: f64,
+    /// Sum of the squares of V V^T - I, V the weight with normalised rows.
+    pub wr: f64,
+    /// The weighted sum.
+    pub total: f64,
+}
+
+/// Makes a context that computes on the CPU, with the best instruction set that it has. threads: 1 is the calling
+/// thread alone, more is a pool of as many threads that the context owns, 0 is one thread for each processor that the
+/// process may use. Results have the same bits for any number of threads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_context_create_cpu(threads: i32, out: *mut *mut saek_context) -> i32 {
+    call::status(|| {
+        call::silence_caught_panics();
+        check_pointer::<*mut saek_context>("out", out.addr(), 1)?;
+        let threads = match threads {
+            0 if cfg!(feature = "rayon") => thread::available_parallelism().map_or(1, usize::from),
+            0 => 1,
+            1..=SAEK_MAX_THREADS => threads as usize,
+            _ => {
+                let text = format!("threads = {threads}, but it must be 0 (all processors) to {SAEK_MAX_THREADS}");
+                return Err(Failure::new(SAEK_ERROR_ARGUMENT, text));
+            }
+        };
+        let cpu = Cpu::with(Isa::detect(), threads)?;
+        cpu.on_own_threads(call::silence_this_thread);
+        let context = Box::new(saek_context { cpu, plan: Mutex::new(None) });
+        // SAFETY: not NULL and aligned, as checked; the caller promises that it is writable.
+        unsafe { out.write(Box::into_raw(context)) };
+        Ok(())
+    })
+}
+
+/// Frees a context that no call uses any more. NULL is nothing to free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_context_destroy(context: *mut saek_context) {
+    call::status(|| {
+        if !context.is_null() {
+            // SAFETY: the caller promises that it came from saek_context_create_cpu and is not used again.
+            drop(unsafe { Box::from_raw(context) });
+        }
+        Ok(())
+    });
+}
+
+/// What went wrong in the calling thread's last call that failed, and what would be right, in UTF-8; an empty text if
+/// none failed. Never NULL. It stays valid until the next call of this thread fails, or the thread ends.
+#[unsafe(no_mangle)]
+pub extern "C" fn saek_last_error() -> *const c_char {
+    call::last_error()
+}
+
+/// The library's version, as in 0.1.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn saek_version() -> *const c_char {
+    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => panic!("a version has no NUL"),
+    };
+    VERSION.as_ptr()
+}
+
+/// One step of the decoder-free autoencoder a = max(x W^T + b, 0): losses and gradients of a whole batch, which are
+/// overwritten.
+///
+/// x [n,d], its rows ldx elements apart; weight [h,d]; bias [h]; grad_weight [h,d]; grad_bias [h]. activations [n,h],
+/// row_loss [n] (-log sum_j exp(-a_nj)) and grad_x [n,d] may be NULL, if they are not wanted.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_step_f32(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f32,
+    ldx: i64,
+    weight: *const f32,
+    bias: *const f32,
+    activations: *mut f32,
+    row_loss: *mut f32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    call::status(|| {
+        let extents = Extents::new(n, d, h, ldx)?;
+        let mut buffers = Buffers::default();
+        // SAFETY: the caller's promise.
+        let context = unsafe { context_at(context) }?;
+        let objective = buffers.input("objective", objective, 1)?;
+        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
+        let activations = buffers.optional_output("activations", activations, extents.activations)?;
+        let row_loss = buffers.optional_output("row_loss", row_loss, extents.shape.rows)?;
+        let gradients = Gradients::take(&mut buffers, &extents, grad_weight, grad_bias, grad_x)?;
+        let losses = buffers.output("losses", losses, 1)?;
+        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
+        unsafe {
+            let objective = argument::objective(objective)?;
+            let mut plan = context.lock();
+            let model = context.plan(&mut plan, extents.shape, objective, |planned| *planned == objective)?;
+            model.step(gradients.step(&extents, inputs, activations, row_loss)?)?;
+            write_losses(losses, model.losses()?);
+        }
+        Ok(())
+    })
+}
+
+/// Numbers in a buffer of statistics: 2 + h + h(h+1)/2, or -1 and an error. With a the activations and c the shift,
+/// they are the number of rows, the sum of the row losses, the sums of a_j - c_j, and the upper triangle, row by row,
+/// of the sums of (a_i - c_i)(a_j - c_j). All are sums over rows, so the statistics of several ranks are the sum of
+/// theirs, element by element.
+#[unsafe(no_mangle)]
+pub extern "C" fn saek_statistics_len(h: i64) -> i64 {
+    call::run(|| Ok(statistics_len(h)? as i64)).unwrap_or(-1)
+}
+
+/// The first phase of a step whose rows are spread over ranks: adds the sums over these rows to statistics, a buffer of
+/// saek_statistics_len(h) doubles. The host sets it to 0 before the first block of rows, and sums it over its ranks.
+///
+/// shift [h] is the same on all ranks and in the second phase; NULL is 0. It changes nothing but rounding: where a
+/// latent's mean is many deviations from 0, pass something near its mean, say that of the batch before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_statistics_f32(
+    context: *mut saek_context,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f32,
+    ldx: i64,
+    weight: *const f32,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *mut f64,
+) -> i32 {
+    call::status(|| {
+        let extents = Extents::new(n, d, h, ldx)?;
+        let len = statistics_len(h)?;
+        let mut buffers = Buffers::default();
+        // SAFETY: the caller's promise.
+        let context = unsafe { context_at(context) }?;
+        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
+        let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
+        let statistics = buffers.output("statistics", statistics, len)?;
+        expect_memory(argument::working_bytes(len)?)?;
+        let mut plan = context.lock();
+        // Whatever the objective, statistics are the same; but without a correlation term there are no comoments.
+        let model = context.plan(&mut plan, extents.shape, Objective::default(), |planned| planned.lambda_tc != 0.0)?;
+        let mut block = Statistics::new(extents.shape.latents, true);
+        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
+        let (x, weight, bias) = unsafe { inputs.views(&extents) }?;
+        model.statistics(x, weight, bias, &mut block)?;
+        // SAFETY: as above.
+        let (shift, statistics) = unsafe { (shift.map(|shift| shift.slice()), statistics.slice()) };
+        if extents.shape.rows > 0 {
+            block.rebase(&widened(shift, extents.shape.latents));
+            for (sum, term) in statistics.iter_mut().zip(block.sums()) {
+                *sum += term;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The second phase: given the statistics of all ranks' rows and the shift that they are about, *adds* the gradients of
+/// these rows to grad_weight and grad_bias, which the host then sums over its ranks; grad_x, if it is not NULL, is
+/// overwritten.
+///
+/// The weight-redundancy term must enter once over all ranks: add_weight_term says whether here (0: no). losses are
+/// those of the whole batch, on every rank.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_backward_f32(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f32,
+    ldx: i64,
+    weight: *const f32,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *const f64,
+    add_weight_term: i32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    call::status(|| {
+        let extents = Extents::new(n, d, h, ldx)?;
+        let len = statistics_len(h)?;
+        let mut buffers = Buffers::default();
+        // SAFETY: the caller's promise.
+        let context = unsafe { context_at(context) }?;
+        let objective = buffers.input("objective", objective, 1)?;
+        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
+        let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
+        let sums = buffers.input("statistics", statistics, len)?;
+        let gradients = Gradients::take(&mut buffers, &extents, grad_weight, grad_bias, grad_x)?;
+        let losses = buffers.output("losses", losses, 1)?;
+        expect_memory(argument::working_bytes(len)?)?;
+        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
+        unsafe {
+            let objective = argument::objective(objective)?;
+            let sums = sums.slice();
+            check_count(sums[0], extents.shape.rows)?;
+            let mut statistics = Statistics::new(extents.shape.latents, true);
+            statistics.rebase(&widened(shift.map(|shift| shift.slice()), extents.shape.latents));
+            statistics.sums_mut().copy_from_slice(sums);
+            let mut plan = context.lock();
+            let model = context.plan(&mut plan, extents.shape, objective, |planned| *planned == objective)?;
+            model.backward(gradients.step(&extents, inputs, None, None)?, &statistics, add_weight_term != 0)?;
+            write_losses(losses, model.losses()?);
+        }
+        Ok(())
+    })
+}
