@@ -162,7 +162,7 @@ impl Scratch {
         let col_panels = (cols.div_ceil(tile_cols) + 1).min(GROUP);
         Self {
             left: Left::<f32>::len(row_panels * tile_rows, chunk),
-            right: tile_cols * chunk,
+            right: tile_cols * chunk.next_multiple_of(tile_cols),
             sums: if depth > CHUNK { row_panels * col_panels * MAX_TILE } else { 0 },
         }
     }
@@ -212,15 +212,15 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
         debug_assert_eq!(depth, self.right.depth());
         let lanes = Lanes::of(isa, &self.left, &self.right);
         let limit = if self.symmetric { SYMMETRIC_PACK_LIMIT } else { PACK_LIMIT };
-        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes, limit).count() == 1;
+        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes, rows, limit).count() == 1;
         let shared = self.symmetric && packed_at_once(Cut::cols(isa, cols));
         let row_cut = if shared { Cut::divided_cols(isa, rows) } else { Cut::rows(isa, rows, cols) };
         let col_cut = if self.cut_anywhere { Right::cut(isa, &self.right, lanes, rows) } else { Cut::cols(isa, cols) };
         let sizes = Scratch::of(isa, rows, cols, depth);
-        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes, limit);
+        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes, rows, limit);
         let (packed, scratch) = workspace.split_at_mut(Aligned::len(packed_len));
-        for part in Right::parts(isa, &self.right, col_cut, lanes, limit) {
-            let right = Right::new(core, &self.right, lanes, col_cut, &part, Aligned::of(packed));
+        for part in Right::parts(isa, &self.right, col_cut, lanes, rows, limit) {
+            let right = Right::new(core, &self.right, lanes, col_cut, rows, &part, Aligned::of(packed));
             let left = Left::new(&self.left, lanes, if shared { right.packed() } else { None });
             let part_cols = col_cut.group(part.start).start..col_cut.group(part.end - 1).end;
             let work = rows.saturating_mul(part_cols.len()).saturating_mul(depth.max(16));
@@ -345,7 +345,12 @@ impl<X: Epilogue, L: CpuElement, R: CpuElement> Task for GroupTask<'_, '_, '_, '
                     };
                     // SAFETY: the panels are in the operands or their copies, a tile's place has room for the largest tile, and
                     // `Isa::run` came here.
-                    unsafe { product_tile(&panels, tile.as_mut_ptr(), start > 0) };
+                    unsafe {
+                        match self.lanes {
+                            Lanes::Dots => S::DOT_TILE(&panels, rows.len(), cols.len(), tile.as_mut_ptr(), start > 0),
+                            _ => product_tile(&panels, tile.as_mut_ptr(), start > 0),
+                        }
+                    }
                     if last {
                         let tile = Tile { data: tile, stride: tile_cols, rows, cols: cols.clone() };
                         self.epilogue.tile(s, self.state, group, tile);
@@ -436,6 +441,37 @@ mod tests {
                         sizes.iter().rev().skip(1).all(|size| size + cut.width >= largest),
                         "{isa:?}, {len}: {sizes:?}"
                     );
+                }
+            }
+        }
+    }
+
+    /// The groups of a product as `threads` threads take them, in order: the longest share over the mean share.
+    fn imbalance(isa: Isa, rows: usize, cols: usize, threads: usize) -> f64 {
+        let (row_cut, col_cut) = (Cut::rows(isa, rows, cols), Cut::cols(isa, cols));
+        let mut shares = vec![0; threads];
+        for task in 0..row_cut.groups() * col_cut.groups() {
+            let (row, col) = (task / col_cut.groups(), task % col_cut.groups());
+            let free = shares.iter_mut().min().expect("there are threads");
+            *free += row_cut.group(row).len() * col_cut.group(col).len();
+        }
+        shares.iter().max().copied().unwrap_or(0) as f64 * threads as f64 / (rows * cols) as f64
+    }
+
+    #[test]
+    fn threads_get_equal_shares_of_work_that_is_worth_it() {
+        for isa in Isa::available() {
+            // Tens of milliseconds on a few cores, seconds on many.
+            for (rows, cols) in [(4096, 256), (1024, 4096), (1024, 1024), (256, 784), (6144, 768)] {
+                for threads in [1, 2, 4] {
+                    let imbalance = imbalance(isa, rows, cols, threads);
+                    assert!(imbalance < 1.25, "{isa:?}, {rows}x{cols}, {threads} threads: {imbalance:.2}");
+                }
+            }
+            for (rows, cols) in [(4096, 6144), (4096, 4096), (16384, 4096), (8192, 16384)] {
+                for threads in [8, 16, 64] {
+                    let imbalance = imbalance(isa, rows, cols, threads);
+                    assert!(imbalance < 1.25, "{isa:?}, {rows}x{cols}, {threads} threads: {imbalance:.2}");
                 }
             }
         }

@@ -64,7 +64,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
         let step = self.matrix.row_stride();
         match lanes {
             _ if self.affine.is_some() => None,
-            Lanes::Floats => E::as_f32(self.matrix.data()).map(|data| InPlace { data, step }),
+            Lanes::Floats | Lanes::Dots => E::as_f32(self.matrix.data()).map(|data| InPlace { data, step }),
             // Pairs lie side by side along the rows.
             Lanes::Pairs if self.transposed || !(step | self.matrix.cols()).is_multiple_of(2) => None,
             Lanes::Pairs => {
@@ -145,7 +145,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
         step: usize,
     ) {
         match lanes {
-            Lanes::Floats => self.copy(s, depth.clone(), cols.clone(), to, step),
+            Lanes::Floats | Lanes::Dots => self.copy(s, depth.clone(), cols.clone(), to, step),
             Lanes::Pairs => self.copy_pairs_of_rows(s, depth.clone(), cols.clone(), to, step),
         }
     }
@@ -162,7 +162,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
         step: usize,
     ) {
         match lanes {
-            Lanes::Floats => self.copy(s, rows, depth.clone(), to, step),
+            Lanes::Floats | Lanes::Dots => self.copy(s, rows, depth.clone(), to, step),
             Lanes::Pairs => self.copy_pairs_of_columns(rows, depth.clone(), to, step),
         }
     }
@@ -238,6 +238,8 @@ struct InPlace<'a> {
 pub(crate) enum Lanes {
     /// One `f32`.
     Floats,
+    /// One `f32`; both operands lie along the depth and there are few columns, so the tile sums along the depth.
+    Dots,
     /// Two `bf16`.
     Pairs,
 }
@@ -246,7 +248,14 @@ impl Lanes {
     /// Pairs need operands that are multiplied as they are stored: what is computed from them would lose its digits.
     pub(crate) fn of<L: CpuElement, R: CpuElement>(isa: Isa, left: &Operand<'_, L>, right: &Operand<'_, R>) -> Self {
         let stored = left.affine.is_none() && right.affine.is_none();
-        if isa == Isa::Avx512Bf16 && L::PAIRS && R::PAIRS && stored { Lanes::Pairs } else { Lanes::Floats }
+        let few = isa.tile().1 / TILE_VECTORS;
+        if !left.transposed && !right.transposed && right.len() <= few {
+            Lanes::Dots
+        } else if isa == Isa::Avx512Bf16 && L::PAIRS && R::PAIRS && stored {
+            Lanes::Pairs
+        } else {
+            Lanes::Floats
+        }
     }
     /// Values of a lane.
     fn depth(self, steps: usize) -> usize {
@@ -260,7 +269,7 @@ impl Lanes {
     #[inline(always)]
     pub(crate) fn tiles<S: Simd>(self) -> &'static ProductTiles {
         match self {
-            Lanes::Floats => S::TILES,
+            Lanes::Floats | Lanes::Dots => S::TILES,
             Lanes::Pairs => S::PAIR_TILES.expect("`of` chooses pairs for the instruction set that has them"),
         }
     }
@@ -313,7 +322,7 @@ impl<'a: 'p, 'p, E: CpuElement> Left<'a, 'p, E> {
         const FAR: usize = 2048 / size_of::<f32>();
         let source = match (shared, operand.in_place(lanes)) {
             (Some(packed), _) => LeftSource::Shared(packed),
-            (None, Some(at)) if !at.step.is_multiple_of(FAR) => LeftSource::InPlace(at),
+            (None, Some(at)) if lanes == Lanes::Dots || !at.step.is_multiple_of(FAR) => LeftSource::InPlace(at),
             (None, _) => LeftSource::Copied,
         };
         Self { operand: *operand, lanes, source }
@@ -382,8 +391,10 @@ pub(crate) struct Right<'a, 'p, E: CpuElement> {
 
 #[derive(Clone, Copy)]
 enum Source<'p> {
-    /// Tasks copy panels that are not whole or do not begin where vectors do.
+    /// Tasks copy panels that are not whole.
     InPlace(InPlace<'p>),
+    /// Of [`Lanes::Dots`]: rows in place, or copied by tasks.
+    Rows(Option<InPlace<'p>>),
     /// Panels from `first_panel` on.
     Packed { data: &'p [f32], first_panel: usize },
 }
@@ -402,8 +413,16 @@ pub(crate) fn packed_len(cut: Cut, depth: usize, limit: usize) -> usize {
 
 impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
     /// Elements that packed panels may take.
-    pub(crate) fn packed_len(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes, limit: usize) -> usize {
-        if Self::in_place(isa, operand, cut, lanes).is_some() { 0 } else { packed_len(cut, operand.depth(), limit) }
+    pub(crate) fn packed_len(
+        isa: Isa,
+        operand: &Operand<'a, E>,
+        cut: Cut,
+        lanes: Lanes,
+        rows: usize,
+        limit: usize,
+    ) -> usize {
+        let none = lanes == Lanes::Dots || Self::in_place(isa, operand, cut, lanes, rows).is_some();
+        if none { 0 } else { packed_len(cut, operand.depth(), limit) }
     }
 
     /// The groups of columns that are packed at a time, in up to `limit` elements.
@@ -412,11 +431,12 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         operand: &Operand<'a, E>,
         cut: Cut,
         lanes: Lanes,
+        rows: usize,
         limit: usize,
     ) -> impl Iterator<Item = Range<usize>> {
         let panel = cut.width().saturating_mul(lanes.steps(operand.depth()));
-        let in_place = Self::in_place(isa, operand, cut, lanes).is_some();
-        let at_once = if in_place { usize::MAX } else { limit / (panel * GROUP).max(1) };
+        let none = lanes == Lanes::Dots || Self::in_place(isa, operand, cut, lanes, rows).is_some();
+        let at_once = if none { usize::MAX } else { limit / (panel * GROUP).max(1) };
         let (groups, step) = (cut.groups(), at_once.clamp(1, cut.groups().max(1)));
         (0..groups).step_by(step).map(move |start| start..groups.min(start + step))
     }
@@ -427,10 +447,14 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         operand: &Operand<'a, E>,
         lanes: Lanes,
         cut: Cut,
+        rows: usize,
         part: &Range<usize>,
         space: &'p mut [f32],
     ) -> Self {
-        if let Some(in_place) = Self::in_place(core.isa, operand, cut, lanes) {
+        if lanes == Lanes::Dots {
+            return Self { operand: *operand, lanes, source: Source::Rows(operand.in_place(lanes)) };
+        }
+        if let Some(in_place) = Self::in_place(core.isa, operand, cut, lanes, rows) {
             return Self { operand: *operand, lanes, source: Source::InPlace(in_place) };
         }
         let (first_panel, end) = (cut.first_panel(part.start), cut.first_panel(part.end));
@@ -469,19 +493,25 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         let skipped = at.data.as_ptr().addr() / size_of::<f32>() % (width / TILE_VECTORS);
         let shifted = Cut::cols_from(isa, operand.len(), width - skipped);
         let extra = (shifted.panels() - cut.panels()) * width * rows;
-        if extra <= PACKING * operand.len() { shifted } else { cut }
+        let worth = extra <= PACKING * operand.len() && Self::in_place(isa, operand, shifted, lanes, rows).is_some();
+        if worth { shifted } else { cut }
     }
 
-    /// The operand itself, if it can be read where it is: all but the first and the last panel are whole vectors.
-    fn in_place(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes) -> Option<InPlace<'a>> {
-        let vector = isa.tile().1 / TILE_VECTORS;
+    /// The operand itself, if it can be read where it is for a product of `rows` rows.
+    fn in_place(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes, rows: usize) -> Option<InPlace<'a>> {
+        /// Rows at a multiple of this distance share few places in the caches.
+        const FAR: usize = 1024 / size_of::<f32>();
+        let (tile_rows, vector) = (isa.tile().0, isa.tile().1 / TILE_VECTORS);
+        // A panel that is read once or twice is better read than copied.
+        let read_often = rows > 2 * tile_rows;
         let second = cut.panel(1).start;
+        // All but the first and the last panel are whole vectors.
         let whole = |at: &InPlace<'_>| {
             (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector)
                 && at.step.is_multiple_of(vector)
-                && !at.step.is_multiple_of(256)
         };
-        if operand.transposed { operand.in_place(lanes).filter(whole) } else { None }
+        let good = |at: &InPlace<'_>| !read_often || (whole(at) && !at.step.is_multiple_of(FAR));
+        if operand.transposed { operand.in_place(lanes).filter(good) } else { None }
     }
 
     /// Where the tiles should prefetch from, a cache line a step, and bytes between steps: part `part` of the panel that begins at
@@ -493,7 +523,7 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         let row_bytes = matrix.row_stride() * size_of::<E>();
         let rows = self.lanes.depth(1);
         let data = matrix.data().as_ptr().cast::<u8>();
-        if matches!(self.source, Source::Packed { .. }) || part >= 3 * rows {
+        if !matches!(self.source, Source::InPlace(_)) || part >= 3 * rows {
             return (data, 0);
         }
         let row = depth + part % rows;
@@ -512,15 +542,22 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
     ) -> PlacedRight {
         let width = TILE_VECTORS * S::LANES;
         match self.source {
+            Source::Rows(Some(InPlace { data, step })) => {
+                PlacedRight { data: data.as_ptr().wrapping_add(cols.start * step + depth.start), step }
+            }
+            Source::Rows(None) => {
+                let step = depth.len().max(1).next_multiple_of(width);
+                self.operand.copy_indices(s, self.lanes, cols.clone(), depth, space, step);
+                PlacedRight { data: space.as_ptr(), step }
+            }
             Source::Packed { data, first_panel } => {
                 let panel_len = width * self.lanes.steps(self.operand.depth());
                 let start = (panel - first_panel) * panel_len + width * self.lanes.steps(depth.start);
                 PlacedRight { data: data.as_ptr().wrapping_add(start), step: width }
             }
             Source::InPlace(InPlace { data, step }) => {
-                let data = data.as_ptr().wrapping_add(depth.start * step + cols.start);
-                if cols.len() == width && data.addr().is_multiple_of(S::LANES * size_of::<f32>()) {
-                    return PlacedRight { data, step };
+                if cols.len() == width {
+                    return PlacedRight { data: data.as_ptr().wrapping_add(depth.start * step + cols.start), step };
                 }
                 self.operand.copy_steps(s, self.lanes, depth, cols, space, width);
                 PlacedRight { data: space.as_ptr(), step: width }

@@ -16,9 +16,9 @@ const SPREAD: usize = 12_000_000;
 pub(crate) enum Threads {
     /// The calling thread.
     One,
-    /// rayon's current pool.
+    /// Up to so many threads of rayon's current pool.
     #[cfg(feature = "rayon")]
-    Current,
+    Current(usize),
     /// A pool of our own.
     #[cfg(feature = "rayon")]
     Pool(Arc<rayon::ThreadPool>),
@@ -28,7 +28,7 @@ impl Threads {
     /// The pool that the program already uses, if any threads are built in.
     pub(crate) fn current() -> Self {
         #[cfg(feature = "rayon")]
-        return Threads::Current;
+        return Threads::Current(rayon::current_num_threads());
         #[cfg(not(feature = "rayon"))]
         Threads::One
     }
@@ -53,7 +53,7 @@ impl Threads {
         match self {
             Threads::One => 1,
             #[cfg(feature = "rayon")]
-            Threads::Current => rayon::current_num_threads(),
+            Threads::Current(count) => *count,
             #[cfg(feature = "rayon")]
             Threads::Pool(pool) => pool.current_num_threads(),
         }
@@ -81,7 +81,7 @@ impl Threads {
         match self {
             Threads::One => (0..tasks).for_each(task),
             #[cfg(feature = "rayon")]
-            Threads::Current => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+            Threads::Current(_) => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
             #[cfg(feature = "rayon")]
             Threads::Pool(pool) => pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(task)),
         }

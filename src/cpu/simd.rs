@@ -199,6 +199,8 @@ pub trait Simd: Copy + Send + Sync {
     fn horizontal_sum(self, x: Self::Vector) -> f32;
     /// The register tiles of products of `f32`.
     const TILES: &'static ProductTiles;
+    /// The tile of products of `f32` with a few columns.
+    const DOT_TILE: DotTile;
     /// The register tiles of products of pairs of `bf16`, for [`Isa::Avx512Bf16`] alone.
     const PAIR_TILES: Option<&'static ProductTiles>;
     /// Transposes 8×8 elements.
@@ -280,6 +282,13 @@ impl ProductTiles {
     }
 }
 
+/// As [`ProductTile`], for a few columns: both panels' rows run along the depth, which is [`LeftLayout::Across`], `left_step` and
+/// `right_step` apart. The second and third argument are the numbers of rows and columns.
+///
+/// # Safety
+/// As [`ProductTile`].
+pub type DotTile = unsafe fn(&Panels, usize, usize, *mut f32, bool);
+
 /// Steps of the depth that are summed in registers before they are added to the tile in memory. Shorter sums round less.
 const DEPTH_CHUNK: usize = 256;
 
@@ -335,6 +344,72 @@ unsafe fn product_tile<S: Simd, const ROWS: usize, const ACROSS: bool>(
     }
 }
 
+/// `ROWS` × `COLS` dot products along the depth, whose vectors are added up at the end.
+///
+/// # Safety
+/// As [`DotTile`].
+#[inline(always)]
+unsafe fn dot_block<S: Simd, const ROWS: usize, const COLS: usize>(
+    simd: S,
+    panels: &Panels,
+    (first_row, first_col): (usize, usize),
+    tile: *mut f32,
+    accumulate: bool,
+) {
+    let &Panels { steps, left, left_step, right, right_step, .. } = panels;
+    let mut sums = [[simd.splat(0.0); COLS]; ROWS];
+    for k in (0..steps).step_by(S::LANES) {
+        let count = (steps - k).min(S::LANES);
+        // SAFETY: rows and columns of the panels, which have `steps` steps.
+        let at = |panel: *const f32, index: usize| unsafe {
+            let from = panel.add(index + k);
+            if count == S::LANES { simd.load_pointer(from) } else { simd.load(std::slice::from_raw_parts(from, count)) }
+        };
+        let right: [S::Vector; COLS] = std::array::from_fn(|j| at(right, (first_col + j) * right_step));
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let left = at(left, (first_row + i) * left_step);
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = simd.fma(left, right, *sum);
+            }
+        }
+    }
+    for (i, sums) in sums.iter().enumerate() {
+        for (j, sum) in sums.iter().enumerate() {
+            // SAFETY: a row and a column of the tile.
+            let out = unsafe { &mut *tile.add((first_row + i) * TILE_VECTORS * S::LANES + first_col + j) };
+            *out = if accumulate { *out } else { 0.0 } + simd.horizontal_sum(*sum);
+        }
+    }
+}
+
+/// A [`DotTile`], in blocks of 4×4.
+///
+/// # Safety
+/// As [`DotTile`].
+#[inline(always)]
+unsafe fn dot_tile<S: Simd>(simd: S, panels: &Panels, rows: usize, cols: usize, tile: *mut f32, accumulate: bool) {
+    let (mut row, mut col);
+    row = 0;
+    while row < rows {
+        let tall = rows - row >= 4;
+        col = 0;
+        while col < cols {
+            let wide = cols - col >= 4;
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (tall, wide) {
+                    (true, true) => dot_block::<S, 4, 4>(simd, panels, (row, col), tile, accumulate),
+                    (true, false) => dot_block::<S, 4, 1>(simd, panels, (row, col), tile, accumulate),
+                    (false, true) => dot_block::<S, 1, 4>(simd, panels, (row, col), tile, accumulate),
+                    (false, false) => dot_block::<S, 1, 1>(simd, panels, (row, col), tile, accumulate),
+                }
+            }
+            col += if wide { 4 } else { 1 };
+        }
+        row += if tall { 4 } else { 1 };
+    }
+}
+
 // The tiles are functions of their own: shared by all epilogues, and inlined between an epilogue's code the portable loop is not
 // vectorised and 4 times slower.
 
@@ -357,6 +432,32 @@ macro_rules! product_tiles {
         static $table: ProductTiles =
             ProductTiles { across: &[$($function::<$rows, true>),*], along: &[$($function::<$rows, false>),*] };
     };
+}
+
+/// # Safety
+/// As [`DotTile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn dot_avx512(panels: &Panels, rows: usize, cols: usize, tile: *mut f32, accumulate: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { dot_tile(Avx512(()), panels, rows, cols, tile, accumulate) }
+}
+
+/// # Safety
+/// As [`DotTile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dot_avx2(panels: &Panels, rows: usize, cols: usize, tile: *mut f32, accumulate: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { dot_tile(Avx2(()), panels, rows, cols, tile, accumulate) }
+}
+
+/// # Safety
+/// As [`DotTile`].
+#[inline(never)]
+unsafe fn dot_portable(panels: &Panels, rows: usize, cols: usize, tile: *mut f32, accumulate: bool) {
+    // SAFETY: the caller's promise.
+    unsafe { dot_tile(Portable, panels, rows, cols, tile, accumulate) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -409,6 +510,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 14;
     const TILES: &'static ProductTiles = &TILES_AVX512;
+    const DOT_TILE: DotTile = dot_avx512;
     const PAIR_TILES: Option<&'static ProductTiles> = Some(&TILES_AVX512_PAIRS);
 
     #[inline(always)]
@@ -537,6 +639,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     const TILES: &'static ProductTiles = &TILES_AVX2;
+    const DOT_TILE: DotTile = dot_avx2;
     const PAIR_TILES: Option<&'static ProductTiles> = None;
 
     #[inline(always)]
@@ -726,6 +829,7 @@ impl Simd for Portable {
     const LANES: usize = 4;
     const ROWS: usize = 4;
     const TILES: &'static ProductTiles = &TILES_PORTABLE;
+    const DOT_TILE: DotTile = dot_portable;
     const PAIR_TILES: Option<&'static ProductTiles> = None;
 
     #[inline(always)]
