@@ -175,7 +175,8 @@ impl Scratch {
 
 /// Elements of a workspace that a product takes at most.
 pub(crate) fn workspace_len(core: &Core, rows: usize, cols: usize, depth: usize) -> usize {
-    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth)) + core.threads.count() * Scratch::of(core.isa, rows, cols, depth).len()
+    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth))
+        + core.threads.count() * Scratch::of(core.isa, rows, cols, depth).len()
 }
 
 /// A product and what limits it.
@@ -403,7 +404,13 @@ mod tests {
         for isa in Isa::available() {
             for len in (0..700).chain([4096, 6145]) {
                 let wide = Cut::rows(isa, len, 4096);
-                for cut in [Cut::rows(isa, len, 1), wide, Cut::cols(isa, len), Cut::divided_cols(isa, len), Cut::cols_from(isa, len, 3)] {
+                for cut in [
+                    Cut::rows(isa, len, 1),
+                    wide,
+                    Cut::cols(isa, len),
+                    Cut::divided_cols(isa, len),
+                    Cut::cols_from(isa, len, 3),
+                ] {
                     let sizes: Vec<usize> = (0..cut.groups()).map(|group| cut.group(group).len()).collect();
                     let covered: Vec<usize> = (0..cut.groups()).flat_map(|group| cut.group(group)).collect();
                     assert_eq!(covered, (0..len).collect::<Vec<_>>(), "{isa:?}, {len}");
@@ -426,7 +433,8 @@ mod tests {
             let core = Core { isa, threads: Threads::One };
             for pair in extents.windows(2) {
                 for [a, b] in extents.iter().flat_map(|a| extents.iter().map(|b| [*a, *b])) {
-                    let len = |x: usize| [[x, a, b], [a, x, b], [a, b, x]].map(|[m, n, k]| workspace_len(&core, m, n, k));
+                    let len =
+                        |x: usize| [[x, a, b], [a, x, b], [a, b, x]].map(|[m, n, k]| workspace_len(&core, m, n, k));
                     let (smaller, larger) = (len(pair[0]), len(pair[1]));
                     assert!(smaller.iter().zip(&larger).all(|(s, l)| s <= l), "{isa:?}, {pair:?}, {a}, {b}");
                 }

@@ -119,7 +119,9 @@ impl<'a, E: CpuElement> Operand<'a, E> {
             let to: &mut [u32] = bytemuck::cast_slice_mut(to);
             let (pairs, padding) = to.split_at_mut(cols.len());
             if row + 1 < rows.end {
-                for ((pair, first), second) in pairs.iter_mut().zip(self.bits(row, &cols)).zip(self.bits(row + 1, &cols)) {
+                for ((pair, first), second) in
+                    pairs.iter_mut().zip(self.bits(row, &cols)).zip(self.bits(row + 1, &cols))
+                {
                     *pair = u32::from(*first) | u32::from(*second) << 16;
                 }
             } else {
@@ -470,7 +472,9 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         let skipped = at.data.as_ptr().addr() / size_of::<f32>() % (width / TILE_VECTORS);
         let shifted = Cut::cols_from(isa, operand.len(), width - skipped);
         let extra = (shifted.panels() - cut.panels()) * width * rows;
-        if extra <= PACKING * operand.len() { shifted } else { cut }
+        // What has to be packed all the same must not take a panel more than the workspace has.
+        let saves = extra <= PACKING * operand.len() && Self::in_place(isa, operand, shifted, lanes).is_some();
+        if saves { shifted } else { cut }
     }
 
     /// The operand itself, if it can be read where it is: all but the first and the last panel are whole vectors.
@@ -478,7 +482,9 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
         let vector = isa.tile().1 / TILE_VECTORS;
         let second = cut.panel(1).start;
         let whole = |at: &InPlace<'_>| {
-            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector) && at.step.is_multiple_of(vector) && !at.step.is_multiple_of(256)
+            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector)
+                && at.step.is_multiple_of(vector)
+                && !at.step.is_multiple_of(256)
         };
         if operand.transposed { operand.in_place(lanes).filter(whole) } else { None }
     }

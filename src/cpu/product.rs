@@ -15,16 +15,13 @@ pub(super) const ROWS_AT_A_TIME: usize = 4096;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
     // Whatever the layout, the extents are three of these.
-    [[h, d, n], [n, d, h], [n, h, d], [d, h, n]]
-        .map(|[m, n, k]| gemm_len(core, m, n, k))
-        .into_iter()
-        .max()
-        .unwrap_or(0)
+    [[h, d, n], [n, d, h], [n, h, d], [d, h, n]].map(|[m, n, k]| gemm_len(core, m, n, k)).into_iter().max().unwrap_or(0)
 }
 
 pub(super) fn product<E: CpuElement>(core: &Core, mut args: Product<'_, Cpu<E>>) -> Result<()> {
     let (m, n, k) = args.check()?;
-    let len = if args.layout == Layout::Tn { gemm_len(core, m, n, k.min(ROWS_AT_A_TIME)) } else { gemm_len(core, m, n, k) };
+    let len =
+        if args.layout == Layout::Tn { gemm_len(core, m, n, k.min(ROWS_AT_A_TIME)) } else { gemm_len(core, m, n, k) };
     let workspace = Scratch::new(args.workspace, len)?.f64(len);
     let out = Out::new(&mut args.out);
     let mut run = |left, right, accumulate| {

@@ -44,8 +44,7 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     let unit = Affine { axis: Axis::Row, shift: None, scale: Some(&*inverse) };
 
     // G = Ŵ Ŵᵀ − I, or P = Ŵᵀ Ŵ.
-    let operand =
-        if dual { Operand::cols(w).with(unit) } else { Operand::rows(w).with(unit) };
+    let operand = if dual { Operand::cols(w).with(unit) } else { Operand::rows(w).with(unit) };
     let squares = Symmetric { operand, factor: 1.0, diagonal: if dual { 0.0 } else { 1.0 } }.run(
         core,
         Out::new(&mut args.gram),
@@ -70,10 +69,12 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     let workspace = scratch.f64(gemm_len(core, h, d, side));
     if dual {
         let left = Operand::rows(w).with(unit);
-        Gemm { left, right: Operand::cols(square), symmetric: false, cut_anywhere: false }.run(core, workspace, &epilogue);
+        Gemm { left, right: Operand::cols(square), symmetric: false, cut_anywhere: false }
+            .run(core, workspace, &epilogue);
     } else {
         let right = Operand::cols(w).with(unit);
-        Gemm { left: Operand::rows(square), right, symmetric: false, cut_anywhere: false }.run(core, workspace, &epilogue);
+        Gemm { left: Operand::rows(square), right, symmetric: false, cut_anywhere: false }
+            .run(core, workspace, &epilogue);
     }
     if args.normalize {
         through_norms(core, args.lambda, w, norm, slots, groups, &mut grad_weight);

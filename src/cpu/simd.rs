@@ -590,7 +590,9 @@ impl Simd for Avx2 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn dot_pairs(x: __m512, y: __m512, z: __m512) -> __m512 {
     // SAFETY: both are vectors of 512 bits.
-    unsafe { _mm512_dpbf16_ps(z, std::mem::transmute::<__m512, __m512bh>(x), std::mem::transmute::<__m512, __m512bh>(y)) }
+    unsafe {
+        _mm512_dpbf16_ps(z, std::mem::transmute::<__m512, __m512bh>(x), std::mem::transmute::<__m512, __m512bh>(y))
+    }
 }
 
 /// 8×8 by pairs, then fours, then halves.
