@@ -137,7 +137,7 @@ fn library_and_own<E: CudaElement>(layout: Layout) -> Result<(), Failed> {
         let (left, right) = (uniform(&mut rng, m * k, 1.0), uniform(&mut rng, n * k, 1.0));
         let before = uniform(&mut rng, m * n, 1.0);
         // Rows at multiples of 16 bytes, if the extents are; of 2 bytes; and of 16 bytes with gaps.
-        for place in [Place::DENSE, Place::STRIDED, Place { offset: 8, gap: 8 }] {
+        for place in [Place::DENSE, Place::STRIDED, Place { offset: 8, gap: 8, ..Place::DENSE }] {
             // Without `before` the output holds NaN.
             for before in [None, Some(&before[..])] {
                 let product =

@@ -1,27 +1,159 @@
-//! Buffers with red zones: NaN before, after and between the rows of a view, which no kernel may write.
+//! Buffers with red zones: NaN before, after and between the rows of a view, which no kernel may write. Or with nothing around the view:
+//! memory that ends where it ends, so that reads of what lies beyond are caught too.
 
 use sae_kernels::{Element, MatMut, MatRef};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
 
 /// How a matrix lies in its buffer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Place {
     /// Elements skipped at the start, so that rows do not begin where vectors are aligned.
     pub offset: usize,
-    /// Elements between the end of a row and the start of the next.
+    /// Elements between the end of a row and the start of the next, at least.
     pub gap: usize,
+    /// What rows are a multiple of apart.
+    pub multiple: usize,
+    pub around: Around,
+}
+
+/// What lies around a matrix, whose memory ends with the last row's last element unless there are red zones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Around {
+    RedZones,
+    /// An allocation of its own, on a cache line: AddressSanitizer sees what goes beyond it.
+    Heap,
+    /// A page that cannot be accessed, directly before the first element; there is no offset.
+    #[cfg(unix)]
+    PageBefore,
+    /// The same directly behind the last element, so that it is the shape and the stride that tell where rows begin.
+    #[cfg(unix)]
+    PageBehind,
 }
 
 impl Place {
-    pub const DENSE: Self = Self { offset: 0, gap: 0 };
-    pub const STRIDED: Self = Self { offset: 1, gap: 3 };
+    pub const DENSE: Self = Self { offset: 0, gap: 0, multiple: 1, around: Around::RedZones };
+    pub const STRIDED: Self = Self { offset: 1, gap: 3, ..Self::DENSE };
     pub const ALL: [Self; 2] = [Self::DENSE, Self::STRIDED];
+
+    /// For vectors.
+    fn without_gaps(self) -> Self {
+        Self { gap: 0, multiple: 1, ..self }
+    }
 }
 
 const RED_ZONE: usize = 16;
 
-/// A matrix, or a vector as its one row, in a buffer with red zones.
+/// Where a buffer's elements are.
+enum Memory<T> {
+    Vec(Vec<T>),
+    Heap(Heap<T>),
+    #[cfg(unix)]
+    Pages(Pages<T>),
+}
+
+/// Exactly so many elements, the first on a cache line.
+struct Heap<T> {
+    data: *mut T,
+    len: usize,
+}
+
+impl<T: Element> Heap<T> {
+    fn new(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the layout is not empty.
+        let data = unsafe { alloc_zeroed(layout) }.cast::<T>();
+        if data.is_null() {
+            handle_alloc_error(layout);
+        }
+        Self { data, len }
+    }
+}
+
+impl<T> Heap<T> {
+    fn layout(len: usize) -> Layout {
+        // There are no allocations of nothing.
+        Layout::from_size_align((len * size_of::<T>()).max(1), 64).unwrap()
+    }
+}
+
+impl<T> Drop for Heap<T> {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this layout.
+        unsafe { dealloc(self.data.cast(), Self::layout(self.len)) }
+    }
+}
+
+/// As many whole pages as hold some elements, between two that cannot be accessed.
+#[cfg(unix)]
+struct Pages<T> {
+    data: *mut T,
+    bytes: usize,
+}
+
+#[cfg(unix)]
+impl<T: Element> Pages<T> {
+    fn new(len: usize) -> Self {
+        let page = page();
+        let bytes = (len * size_of::<T>()).next_multiple_of(page).max(page);
+        let (none, both) = (libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: new pages, wherever there is room.
+        let all = unsafe { libc::mmap(std::ptr::null_mut(), bytes + 2 * page, none, flags, -1, 0) };
+        assert_ne!(all, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        let data = all.wrapping_byte_add(page);
+        // SAFETY: all but the first and the last of these pages, which nothing refers to yet.
+        let result = unsafe { libc::mprotect(data, bytes, both) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        Self { data: data.cast(), bytes }
+    }
+}
+
+#[cfg(unix)]
+impl<T> Drop for Pages<T> {
+    fn drop(&mut self) {
+        let page = page();
+        // SAFETY: these are the pages that `new` mapped.
+        unsafe { libc::munmap(self.data.wrapping_byte_sub(page).cast(), self.bytes + 2 * page) };
+    }
+}
+
+#[cfg(unix)]
+fn page() -> usize {
+    // SAFETY: it only returns a number.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap()
+}
+
+impl<T: Element> Deref for Memory<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Vec(data) => data,
+            // SAFETY: the allocation's elements, zero at first.
+            Self::Heap(heap) => unsafe { std::slice::from_raw_parts(heap.data, heap.len) },
+            // SAFETY: the pages that may be accessed, zero at first.
+            #[cfg(unix)]
+            Self::Pages(pages) => unsafe { std::slice::from_raw_parts(pages.data, pages.bytes / size_of::<T>()) },
+        }
+    }
+}
+
+impl<T: Element> DerefMut for Memory<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::Vec(data) => data,
+            // SAFETY: as above.
+            Self::Heap(heap) => unsafe { std::slice::from_raw_parts_mut(heap.data, heap.len) },
+            // SAFETY: as above.
+            #[cfg(unix)]
+            Self::Pages(pages) => unsafe { std::slice::from_raw_parts_mut(pages.data, pages.bytes / size_of::<T>()) },
+        }
+    }
+}
+
+/// A matrix, or a vector as its one row, in a guarded buffer.
 pub struct Guarded<T> {
-    data: Vec<T>,
+    data: Memory<T>,
     start: usize,
     rows: usize,
     cols: usize,
@@ -31,9 +163,25 @@ pub struct Guarded<T> {
 impl<T: Element> Guarded<T> {
     /// A matrix of NaN, for a kernel to overwrite.
     pub fn poisoned(place: Place, rows: usize, cols: usize) -> Self {
-        let stride = cols + place.gap;
-        let len = 2 * RED_ZONE + place.offset + rows * stride;
-        Self { data: vec![poison(); len], start: RED_ZONE + place.offset, rows, cols, stride }
+        let stride = (cols + place.gap).next_multiple_of(place.multiple);
+        let span = span(rows, cols, stride);
+        let (mut data, start) = match place.around {
+            Around::RedZones => {
+                let len = 2 * RED_ZONE + place.offset + rows * stride;
+                (Memory::Vec(vec![T::zeroed(); len]), RED_ZONE + place.offset)
+            }
+            Around::Heap => (Memory::Heap(Heap::new(place.offset + span)), place.offset),
+            #[cfg(unix)]
+            Around::PageBefore => (Memory::Pages(Pages::new(span)), 0),
+            #[cfg(unix)]
+            Around::PageBehind => {
+                let data = Memory::Pages(Pages::new(span));
+                let start = data.len() - span;
+                (data, start)
+            }
+        };
+        data.fill(poison());
+        Self { data, start, rows, cols, stride }
     }
 
     /// A matrix of the values, rounded.
@@ -50,12 +198,12 @@ impl<T: Element> Guarded<T> {
 
     /// A vector of the values, rounded.
     pub fn vector(place: Place, values: &[f64]) -> Self {
-        Self::matrix(Place { gap: 0, ..place }, 1, values.len(), values)
+        Self::matrix(place.without_gaps(), 1, values.len(), values)
     }
 
     /// The given values, or NaN.
     pub fn vector_or_poison(place: Place, len: usize, values: Option<&[f64]>) -> Self {
-        values.map_or_else(|| Self::poisoned(Place { gap: 0, ..place }, 1, len), |values| Self::vector(place, values))
+        values.map_or_else(|| Self::poisoned(place.without_gaps(), 1, len), |values| Self::vector(place, values))
     }
 
     /// The given values, or NaN.
@@ -64,8 +212,7 @@ impl<T: Element> Guarded<T> {
     }
 
     fn span(&self) -> std::ops::Range<usize> {
-        let len = if self.rows == 0 || self.cols == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols };
-        self.start..self.start + len
+        self.start..self.start + span(self.rows, self.cols, self.stride)
     }
 
     pub fn mat(&self) -> MatRef<'_, T> {
@@ -107,6 +254,11 @@ impl<T: Element> Guarded<T> {
     pub fn assert_poisoned(&self, context: &str, what: &str) {
         assert!(self.checked(context, what).iter().all(|v| v.is_nan()), "{context}: {what} was written");
     }
+}
+
+/// Elements from a matrix's first to its last.
+fn span(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
 /// NaN with a payload that arithmetic does not make.

@@ -5,6 +5,7 @@ pub mod anywhere;
 pub mod buffer;
 #[cfg(sae_kernels_ptx)]
 pub mod captured;
+pub mod checks;
 #[cfg(sae_kernels_ptx)]
 pub mod emulated;
 pub mod golden;
@@ -14,7 +15,7 @@ pub mod ops;
 pub mod staged;
 pub mod step;
 
-pub use buffer::{Guarded, Place};
+pub use buffer::{Around, Guarded, Place};
 pub use step::{Outcome, Plan, Problem};
 
 use rand::rngs::StdRng;

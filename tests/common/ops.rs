@@ -13,8 +13,19 @@ type CouplingOf<B> = <B as sae_kernels::Backend>::Coupling;
 
 /// A NaN-filled workspace of exactly the length that the backend asks for.
 pub fn workspace<B: HostBackend>(under: &Under<B>, rows: usize, inputs: usize, latents: usize) -> Guarded<f64> {
+    workspace_at(under, Place::DENSE, rows, inputs, latents)
+}
+
+/// As [`workspace`], where `place` says.
+fn workspace_at<B: HostBackend>(
+    under: &Under<B>,
+    place: Place,
+    rows: usize,
+    inputs: usize,
+    latents: usize,
+) -> Guarded<f64> {
     let len = under.backend.workspace_len(Shape { rows, inputs, latents }).unwrap();
-    Guarded::poisoned(Place::DENSE, 1, len)
+    Guarded::vector_or_poison(place, len, None)
 }
 
 #[derive(Debug, Clone)]
@@ -58,7 +69,7 @@ impl Encode {
         let mut row_loss_sum = Guarded::<f64>::vector_or_poison(place, 1, total.as_ref().map(|t| t.as_slice()));
         let mut sum = Guarded::<f64>::vector_or_poison(place, h, before.map(|b| b.1.as_slice()));
         let mut sum_squares = Guarded::<f64>::vector_or_poison(place, h, before.map(|b| b.2.as_slice()));
-        let mut scratch = workspace(under, n, d, h);
+        let mut scratch = workspace_at(under, place, n, d, h);
         let [want_activations, want_row_loss, want_moments] = self.wanted;
         under
             .backend
@@ -155,7 +166,7 @@ pub fn comoments<B: HostBackend>(
     let activations = Guarded::<ElementOf<B>>::matrix(place, n, h, activations);
     let shift = Guarded::<RealOf<B>>::vector(place, shift);
     let mut out = Guarded::<RealOf<B>>::matrix_or_poison(place, h, h, before);
-    let mut scratch = workspace(under, n, 0, h);
+    let mut scratch = workspace_at(under, place, n, 0, h);
     let lower = lower_triangle(h, &out.values());
     under
         .backend
@@ -244,7 +255,7 @@ impl Finish {
         let mut variance = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut scale = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut losses = Guarded::<f64>::vector_or_poison(place, 2, None);
-        let mut scratch = workspace(under, n, 0, h);
+        let mut scratch = workspace_at(under, place, n, 0, h);
         under
             .backend
             .finish_statistics(operations::FinishStatistics {
@@ -310,7 +321,7 @@ impl Dual {
         let mut product = Guarded::<ElementOf<B>>::poisoned(place, n, h);
         let mut scale = Guarded::<RealOf<B>>::vector(place, &self.scale);
         let mut loss = Guarded::<f64>::vector_or_poison(place, 1, None);
-        let mut scratch = workspace(under, n, 0, h);
+        let mut scratch = workspace_at(under, place, n, 0, h);
         under
             .backend
             .correlation_dual(operations::CorrelationDual {
@@ -382,7 +393,7 @@ impl Backward {
         let offset = real(offset);
         let mut dz = Guarded::<ElementOf<B>>::matrix_or_poison(place, n, h, product);
         let mut grad_bias = Guarded::<RealOf<B>>::vector_or_poison(place, h, self.before.as_deref());
-        let mut scratch = workspace(under, n, 0, h);
+        let mut scratch = workspace_at(under, place, n, 0, h);
         under
             .backend
             .backward_dz(operations::BackwardDz {
@@ -442,7 +453,7 @@ pub fn product<B: HostBackend>(
     };
     let mut out = Guarded::<RealOf<B>>::matrix_or_poison(place, m, n, before);
     let [rows, inputs, latents] = product_shape(layout, m, n, k);
-    let mut scratch = workspace(under, rows, inputs, latents);
+    let mut scratch = workspace_at(under, place, rows, inputs, latents);
     under
         .backend
         .product(operations::Product {
@@ -469,7 +480,8 @@ pub fn column_sums<B: HostBackend>(
     let matrix = Guarded::<ElementOf<B>>::matrix(place, n, h, matrix);
     let mut sums = Guarded::<RealOf<B>>::vector_or_poison(place, h, before);
     // The columns may be latents, or inputs as in the gradient of a decoder's bias.
-    let mut scratch = if h % 2 == 0 { workspace(under, n, 0, h) } else { workspace(under, n, h, 1) };
+    let mut scratch =
+        if h % 2 == 0 { workspace_at(under, place, n, 0, h) } else { workspace_at(under, place, n, h, 1) };
     under
         .backend
         .column_sums(operations::ColumnSums {
@@ -505,7 +517,7 @@ impl Redundancy {
         let mut loss = Guarded::<f64>::vector_or_poison(place, 1, None);
         let side = if self.form.is_dual(h, d) { d } else { h };
         let mut gram = Guarded::<CouplingOf<B>>::poisoned(place, side, side);
-        let mut scratch = workspace(under, 0, d, h);
+        let mut scratch = workspace_at(under, place, 0, d, h);
         under
             .backend
             .weight_redundancy(operations::WeightRedundancy {
@@ -561,7 +573,7 @@ impl Decode {
         let mut residual = Guarded::<ElementOf<B>>::poisoned(place, n, d);
         let before = self.before.map(|b| [b]);
         let mut squared_error = Guarded::<f64>::vector_or_poison(place, 1, before.as_ref().map(|b| b.as_slice()));
-        let mut scratch = workspace(under, n, d, h);
+        let mut scratch = workspace_at(under, place, n, d, h);
         under
             .backend
             .decode(operations::Decode {
@@ -611,7 +623,7 @@ impl DecodeBackward {
         let activations = Guarded::<ElementOf<B>>::matrix(place, n, h, &self.activations);
         let mut dz = Guarded::<ElementOf<B>>::poisoned(place, n, h);
         let mut grad_bias = Guarded::<RealOf<B>>::vector_or_poison(place, h, self.before.as_deref());
-        let mut scratch = workspace(under, n, d, h);
+        let mut scratch = workspace_at(under, place, n, d, h);
         under
             .backend
             .decode_backward(operations::DecodeBackward {
