@@ -246,7 +246,7 @@ impl<B: Backend> DecoderFree<B> {
     /// Empty statistics take the mean of the first block as their shift; others keep theirs.
     ///
     /// # Errors
-    /// [`Error::Statistics`] if they have another width or lack comoments that the objective needs; shape errors.
+    /// [`Error::Statistics`] if they have another width, or comoments unless the objective needs them; shape errors.
     pub fn statistics(
         &mut self,
         x: Mat<'_, B, B::Element>,
@@ -256,6 +256,11 @@ impl<B: Backend> DecoderFree<B> {
     ) -> Result<()> {
         self.check_inputs(x, weight, bias)?;
         self.check_statistics(statistics)?;
+        let needed = self.needed_statistics();
+        if statistics.is_full() != needed.is_full() {
+            // Comoments that nobody sums would be wrong from here on.
+            return Err(Error::Statistics { expected: needed.kind(), found: statistics.kind() });
+        }
         if x.rows() == 0 {
             return Ok(());
         }
@@ -389,8 +394,12 @@ impl<B: Backend> DecoderFree<B> {
         Ok(if correlation_form.is_dual(shape.latents, rows) { Correlation::Dual } else { Correlation::Block })
     }
 
+    fn needed_statistics(&self) -> Statistics {
+        Statistics::new(self.config.shape.latents, self.config.objective.lambda_tc != 0.0)
+    }
+
     fn check_statistics(&self, statistics: &Statistics) -> Result<()> {
-        let needed = Statistics::new(self.config.shape.latents, self.config.objective.lambda_tc != 0.0);
+        let needed = self.needed_statistics();
         if statistics.latents() != needed.latents() || (needed.is_full() && !statistics.is_full()) {
             return Err(Error::Statistics { expected: needed.kind(), found: statistics.kind() });
         }

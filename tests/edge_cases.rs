@@ -264,13 +264,17 @@ fn statistics_of_another_kind<B: HostBackend>(under: &Under<B>) {
         let message = Statistics::new(4, true).merge(&statistics).unwrap_err().to_string();
         assert!(message.contains(&latents.to_string()), "{message}");
     }
-    // Full ones do where squares alone are needed.
+    // Where squares alone are needed, comoments would not be summed.
     let variance = Problem { objective: objectives_with_statistics()[0], ..problem };
     let buffers = Buffers::<B>::new(&variance, Place::DENSE);
     let mut statistics = Statistics::new(4, false);
     let mut model = variance.model(under, &Plan::default()).unwrap();
     model.statistics(buffers.x.mat(), buffers.weight.mat(), buffers.bias.slice(), &mut statistics).unwrap();
     assert_eq!(statistics.count(), 5);
+    let mut full = Statistics::new(4, true);
+    let found = model.statistics(buffers.x.mat(), buffers.weight.mat(), buffers.bias.slice(), &mut full);
+    assert!(matches!(found, Err(Error::Statistics { .. })), "{}: {found:?}", under.name);
+    assert_eq!(full, Statistics::new(4, true), "{}", under.name);
 }
 
 fn configuration<B: HostBackend>(under: &Under<B>) {

@@ -4,9 +4,15 @@
 //! out(i, j) = Σ_k left(i, k)·right(j, k). An operation is an epilogue: it turns a tile into whatever the operation wants of it, and sums
 //! over rows or columns stay in its state until the task ends.
 //!
-//! Geometry: a task is a group of at most 8×8 tiles (AVX-512: 112 rows × 256 columns). It walks the depth in chunks of 1024 steps, whose
-//! operands fit into L2; sums of several chunks wait in an L2 buffer. Within a chunk each right panel stays in L1 or L2 while all left panels
-//! pass. How the operands get there is told in `pack`. Groups are cut by shape alone, so results do not depend on the number of threads.
+//! Geometry: a task is a group of at most 8 or 16 × 8 tiles (AVX-512: 112 or 224 rows × 256 columns). It walks the depth in chunks of 1024
+//! steps, whose operands fit into L2; sums of several chunks wait in an L2 buffer. Within a chunk each right panel stays in L1 or L2 while
+//! all left panels pass. How the operands get there is told in `pack`. A symmetric product packs its operand once and reads both sides from
+//! it. Groups are cut by shape alone, so results do not depend on the number of threads.
+//!
+//! Measured on 2026-11-21, one Zen 4 core, of the FMA peak: the tile alone 97 % with its right panel in L2, 93 % (groups of 8) and 96 % (of 16)
+//! with right panels from L3. Rejected, as they gained nothing: chunks of 256 or 512 steps, fetching ahead what epilogues read and write,
+//! fetching packed panels ahead. Rejected, as slower: tasks that copy right panels themselves (copies are then used for one group of rows only),
+//! rows at a multiple of 2 KiB read in place.
 
 use super::memory::{Aligned, Out};
 use super::pack::{Lanes, Left, Operand, Right, packed_len};
