@@ -2,7 +2,7 @@
 # Instructions that each operation takes in fixed steps of benches/instructions.rs, against the table in benches/instructions.txt. A kernel
 # that became slower by more work is found without a clock; one that waits longer for memory is not. Needs valgrind and AVX2.
 #
-# scripts/instructions.sh            fails if an operation takes over 3 % more or less than the table says
+# scripts/instructions.sh            fails if an operation takes over 2 % more or less than the table says
 # scripts/instructions.sh --update   writes the table
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +38,7 @@ awk '
         key = $1 " " $2
         if (!(key in expected)) { printf "%s is not in the table\n", key; bad = 1; next }
         change = 100 * ($3 / expected[key] - 1)
-        off = change > 3 || change < -3
+        off = change > 2 || change < -2
         bad = bad || off
         printf "%-32s %12d, was %12d: %+.1f %%%s\n", key, $3, expected[key], change, off ? "  <==" : ""
         delete expected[key]
