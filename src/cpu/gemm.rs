@@ -15,7 +15,7 @@
 //! rows at a multiple of 2 KiB read in place.
 
 use super::memory::{Aligned, Out};
-use super::pack::{Lanes, Left, Operand, Right, packed_len};
+use super::pack::{Lanes, Left, Operand, Right, RightPlan, packed_len};
 use super::simd::{Isa, MAX_TILE, Panels, Simd, TILE_VECTORS, Task};
 use super::{Core, CpuElement};
 use std::ops::Range;
@@ -218,15 +218,14 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
         debug_assert_eq!(depth, self.right.depth());
         let lanes = Lanes::of(isa, &self.left, &self.right);
         let limit = if self.symmetric { SYMMETRIC_PACK_LIMIT } else { PACK_LIMIT };
-        let packed_at_once = |cut| Right::parts(isa, &self.right, cut, lanes, rows, limit).count() == 1;
-        let shared = self.symmetric && packed_at_once(Cut::cols(isa, cols));
+        let plan = RightPlan::new(isa, self.right, lanes, rows, limit, self.cut_anywhere);
+        let col_cut = plan.cut;
+        let shared = self.symmetric && plan.is_packed_at_once();
         let row_cut = if shared { Cut::divided_cols(isa, rows) } else { Cut::rows(isa, rows, cols) };
-        let col_cut = if self.cut_anywhere { Right::cut(isa, &self.right, lanes, rows) } else { Cut::cols(isa, cols) };
         let sizes = Scratch::of(isa, rows, cols, depth);
-        let packed_len = Right::packed_len(isa, &self.right, col_cut, lanes, rows, limit);
-        let (packed, scratch) = workspace.split_at_mut(Aligned::len(packed_len));
-        for part in Right::parts(isa, &self.right, col_cut, lanes, rows, limit) {
-            let right = Right::new(core, &self.right, lanes, col_cut, rows, &part, Aligned::of(packed));
+        let (packed, scratch) = workspace.split_at_mut(Aligned::len(plan.packed_len()));
+        for part in plan.parts() {
+            let right = plan.pack(core, &part, Aligned::of(packed));
             let left = Left::new(&self.left, lanes, if shared { right.packed() } else { None });
             let part_cols = col_cut.group(part.start).start..col_cut.group(part.end - 1).end;
             let work = rows.saturating_mul(part_cols.len()).saturating_mul(depth.max(16));

@@ -36,6 +36,10 @@ use std::marker::PhantomData;
 /// The CPU backend with storage type `E`: `f32`, `bf16` or `f16`.
 ///
 /// Results are bitwise the same for any number of threads, but differ (within the bounds) between instruction sets.
+///
+/// What is chosen by shape: the form of the correlation and redundancy terms, the one with the smaller square matrix, as both take the same
+/// FLOPs beside it ([`Form`](crate::Form) overrides it); how a product is cut into tasks, of at most 224×256 outputs, so that a few threads
+/// get equal shares of tens of milliseconds of work, and 64 threads of seconds; whether to wake other threads, from about 200 µs of work on.
 #[derive(Clone)]
 pub struct Cpu<E: CpuElement = f32> {
     core: Core,

@@ -411,51 +411,87 @@ pub(crate) fn packed_len(cut: Cut, depth: usize, limit: usize) -> usize {
     cut.panels().saturating_mul(panel).min(limit.max(panel.saturating_mul(GROUP)))
 }
 
-impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
-    /// Elements that packed panels may take.
-    pub(crate) fn packed_len(
+/// How the right operand of a product will be read, decided before any of it is packed.
+pub(crate) struct RightPlan<'a, E: CpuElement> {
+    operand: Operand<'a, E>,
+    lanes: Lanes,
+    /// How its columns are cut.
+    pub cut: Cut,
+    in_place: Option<InPlace<'a>>,
+    limit: usize,
+}
+
+impl<'a, E: CpuElement> RightPlan<'a, E> {
+    /// For a product of `rows` rows; up to `limit` elements are packed at a time. `cut_anywhere`: columns may be cut where the vectors of an
+    /// operand begin that is read in place.
+    pub(crate) fn new(
         isa: Isa,
-        operand: &Operand<'a, E>,
-        cut: Cut,
+        operand: Operand<'a, E>,
         lanes: Lanes,
         rows: usize,
         limit: usize,
-    ) -> usize {
-        let none = lanes == Lanes::Dots || Self::in_place(isa, operand, cut, lanes, rows).is_some();
-        if none { 0 } else { packed_len(cut, operand.depth(), limit) }
+        cut_anywhere: bool,
+    ) -> Self {
+        /// Multiply-adds that take as long as packing an element.
+        const PACKING: usize = 16;
+        /// Rows at a multiple of this distance share few places in the caches.
+        const FAR: usize = 1024 / size_of::<f32>();
+        let (tile_rows, width) = isa.tile();
+        let vector = width / TILE_VECTORS;
+        let cut = Cut::cols(isa, operand.len());
+        let plan = |cut, in_place| Self { operand, lanes, cut, in_place, limit };
+        let Some(at) = operand.in_place(lanes) else { return plan(cut, None) };
+        // Dot products read rows. A panel that is read once or twice is better read than copied.
+        if lanes == Lanes::Dots || (operand.transposed && rows <= 2 * tile_rows) {
+            return plan(cut, Some(at));
+        }
+        if !operand.transposed || !at.step.is_multiple_of(vector) || at.step.is_multiple_of(FAR) {
+            return plan(cut, None);
+        }
+        let skipped = at.data.as_ptr().addr() / size_of::<f32>() % vector;
+        let shifted = Cut::cols_from(isa, operand.len(), width - skipped);
+        let extra = (shifted.panels() - cut.panels()) * width * rows;
+        match skipped {
+            0 => plan(cut, Some(at)),
+            _ if cut_anywhere && extra <= PACKING * operand.len() => plan(shifted, Some(at)),
+            _ => plan(cut, None),
+        }
     }
 
-    /// The groups of columns that are packed at a time, in up to `limit` elements.
-    pub(crate) fn parts(
-        isa: Isa,
-        operand: &Operand<'a, E>,
-        cut: Cut,
-        lanes: Lanes,
-        rows: usize,
-        limit: usize,
-    ) -> impl Iterator<Item = Range<usize>> {
-        let panel = cut.width().saturating_mul(lanes.steps(operand.depth()));
-        let none = lanes == Lanes::Dots || Self::in_place(isa, operand, cut, lanes, rows).is_some();
-        let at_once = if none { usize::MAX } else { limit / (panel * GROUP).max(1) };
-        let (groups, step) = (cut.groups(), at_once.clamp(1, cut.groups().max(1)));
+    fn is_packed(&self) -> bool {
+        self.in_place.is_none() && self.lanes != Lanes::Dots
+    }
+
+    /// Elements that packed panels may take.
+    pub(crate) fn packed_len(&self) -> usize {
+        if self.is_packed() { packed_len(self.cut, self.operand.depth(), self.limit) } else { 0 }
+    }
+
+    /// The groups of columns that are packed at a time.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Range<usize>> {
+        let panel = self.cut.width().saturating_mul(self.lanes.steps(self.operand.depth()));
+        let at_once = if self.is_packed() { self.limit / (panel * GROUP).max(1) } else { usize::MAX };
+        let (groups, step) = (self.cut.groups(), at_once.clamp(1, self.cut.groups().max(1)));
         (0..groups).step_by(step).map(move |start| start..groups.min(start + step))
     }
 
+    /// Whether all of it will be packed, in one part.
+    pub(crate) fn is_packed_at_once(&self) -> bool {
+        self.is_packed() && self.parts().count() == 1
+    }
+
     /// Packs the groups of a part into `space`, if the operand has to be.
-    pub(crate) fn new(
-        core: &Core,
-        operand: &Operand<'a, E>,
-        lanes: Lanes,
-        cut: Cut,
-        rows: usize,
-        part: &Range<usize>,
-        space: &'p mut [f32],
-    ) -> Self {
-        if lanes == Lanes::Dots {
-            return Self { operand: *operand, lanes, source: Source::Rows(operand.in_place(lanes)) };
-        }
-        if let Some(in_place) = Self::in_place(core.isa, operand, cut, lanes, rows) {
-            return Self { operand: *operand, lanes, source: Source::InPlace(in_place) };
+    pub(crate) fn pack<'p>(&self, core: &Core, part: &Range<usize>, space: &'p mut [f32]) -> Right<'a, 'p, E>
+    where
+        'a: 'p,
+    {
+        let &Self { operand, lanes, cut, in_place, .. } = self;
+        let right = |source| Right { operand, lanes, source };
+        if !self.is_packed() {
+            return right(match in_place {
+                Some(at) if lanes != Lanes::Dots => Source::InPlace(at),
+                rows => Source::Rows(rows),
+            });
         }
         let (first_panel, end) = (cut.first_panel(part.start), cut.first_panel(part.end));
         let steps = lanes.steps(operand.depth());
@@ -465,7 +501,7 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
             let panels = Out::dense(&mut *data, panel_len);
             // Packing an element costs about as much as a few multiply-adds.
             let work = (end - first_panel).saturating_mul(panel_len).saturating_mul(8);
-            let task = PackTask { operand, lanes, cut, first_panel, panels };
+            let task = PackTask { operand: &operand, lanes, cut, first_panel, panels };
             if operand.transposed {
                 let blocks = steps.div_ceil(PackTask::<E>::STEPS);
                 core.threads.for_each(blocks, work, |block| core.isa.run(PackSteps(&task, block)));
@@ -473,45 +509,17 @@ impl<'a: 'p, 'p, E: CpuElement> Right<'a, 'p, E> {
                 core.threads.for_each(end - first_panel, work, |panel| core.isa.run(PackPanel(&task, panel)));
             }
         }
-        Self { operand: *operand, lanes, source: Source::Packed { data, first_panel } }
+        right(Source::Packed { data, first_panel })
     }
+}
 
+impl<'p, E: CpuElement> Right<'_, 'p, E> {
     /// The packed panels, if they are all there.
     pub(crate) fn packed(&self) -> Option<&'p [f32]> {
         match self.source {
             Source::Packed { data, first_panel: 0 } => Some(data),
             _ => None,
         }
-    }
-
-    /// Cuts the columns where the vectors of the operand begin, if that saves packing it for a product of `rows` rows.
-    pub(crate) fn cut(isa: Isa, operand: &Operand<'a, E>, lanes: Lanes, rows: usize) -> Cut {
-        /// Multiply-adds that take as long as packing an element.
-        const PACKING: usize = 16;
-        let (cut, width) = (Cut::cols(isa, operand.len()), isa.tile().1);
-        let Some(at) = operand.in_place(lanes).filter(|_| operand.transposed) else { return cut };
-        let skipped = at.data.as_ptr().addr() / size_of::<f32>() % (width / TILE_VECTORS);
-        let shifted = Cut::cols_from(isa, operand.len(), width - skipped);
-        let extra = (shifted.panels() - cut.panels()) * width * rows;
-        let worth = extra <= PACKING * operand.len() && Self::in_place(isa, operand, shifted, lanes, rows).is_some();
-        if worth { shifted } else { cut }
-    }
-
-    /// The operand itself, if it can be read where it is for a product of `rows` rows.
-    fn in_place(isa: Isa, operand: &Operand<'a, E>, cut: Cut, lanes: Lanes, rows: usize) -> Option<InPlace<'a>> {
-        /// Rows at a multiple of this distance share few places in the caches.
-        const FAR: usize = 1024 / size_of::<f32>();
-        let (tile_rows, vector) = (isa.tile().0, isa.tile().1 / TILE_VECTORS);
-        // A panel that is read once or twice is better read than copied.
-        let read_often = rows > 2 * tile_rows;
-        let second = cut.panel(1).start;
-        // All but the first and the last panel are whole vectors.
-        let whole = |at: &InPlace<'_>| {
-            (at.data.as_ptr().addr() / size_of::<f32>() + second).is_multiple_of(vector)
-                && at.step.is_multiple_of(vector)
-        };
-        let good = |at: &InPlace<'_>| !read_often || (whole(at) && !at.step.is_multiple_of(FAR));
-        if operand.transposed { operand.in_place(lanes).filter(good) } else { None }
     }
 
     /// Where the tiles should prefetch from, a cache line a step, and bytes between steps: part `part` of the panel that begins at
