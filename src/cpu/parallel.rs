@@ -98,13 +98,11 @@ impl Threads {
         start: impl Fn(&'a mut [f64]) -> W + Send + Sync,
         task: impl Fn(&mut W, usize) + Send + Sync,
     ) {
-        let workers = self.count().min(scratch.len() / len.max(1)).min(tasks);
-        if workers < 2 || work < SPREAD {
-            let mut worker = start(&mut scratch[..len]);
-            return (0..tasks).for_each(|index| task(&mut worker, index));
-        }
+        let room = scratch.len() / len.max(1);
+        let workers = if work < SPREAD { 1 } else { self.count().min(room).min(tasks) };
+        debug_assert!(workers < 2 || cfg!(feature = "rayon"));
         #[cfg(feature = "rayon")]
-        {
+        if workers > 1 {
             let next = AtomicUsize::new(0);
             let run = |scratch: &'a mut [f64]| {
                 let mut worker = start(scratch);
@@ -113,10 +111,12 @@ impl Threads {
                 }
             };
             let workers = scratch.par_chunks_exact_mut(len).take(workers).with_max_len(1);
-            match self {
+            return match self {
                 Threads::Pool(pool) => pool.install(|| workers.for_each(run)),
                 _ => workers.for_each(run),
-            }
+            };
         }
+        let mut worker = start(&mut scratch[..len]);
+        (0..tasks).for_each(|index| task(&mut worker, index));
     }
 }
