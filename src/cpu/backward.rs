@@ -38,11 +38,7 @@ pub(super) fn backward_dz<E: CpuElement>(core: &Core, mut args: BackwardDz<'_, C
             epilogue.offset = Some(offset);
             let centre = Affine { axis: Axis::Column, shift: Some(mean), scale: None };
             let left = Operand::rows(args.activations).with(centre);
-            Gemm { left, right: Operand::cols(coupling), symmetric: false, cut_anywhere: false }.run(
-                core,
-                scratch.f64(gemm),
-                &epilogue,
-            );
+            Gemm::new(left, Operand::cols(coupling)).run(core, scratch.f64(gemm), &epilogue);
         }
         Some((_, CorrelationTerm::Dual)) => Pointwise { rows: n, cols: h, source: Some(dz) }.run(core, &epilogue),
         Some((_, CorrelationTerm::None)) | None => {

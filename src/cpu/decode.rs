@@ -34,13 +34,7 @@ pub(super) fn decode<E: CpuElement>(core: &Core, mut args: Decode<'_, Cpu<E>>) -
         residual: args.residual.as_mut().map(Out::new),
         slots: Out::dense(&mut *slots, Cut::cols(core.isa, d).groups()),
     };
-    Gemm {
-        left: Operand::rows(args.activations),
-        right: Operand::cols(args.weight),
-        symmetric: false,
-        cut_anywhere: false,
-    }
-    .run(core, scratch.f64(gemm), &epilogue);
+    Gemm::new(Operand::rows(args.activations), Operand::cols(args.weight)).run(core, scratch.f64(gemm), &epilogue);
     let before = if args.accumulate { args.squared_error[0] } else { 0.0 };
     args.squared_error[0] = before + slots.iter().sum::<f64>();
     Ok(())
@@ -111,13 +105,7 @@ pub(super) fn decode_backward<E: CpuElement>(core: &Core, mut args: DecodeBackwa
         dz: Out::new(&mut args.dz),
         slots: Out::dense(&mut *slots, h),
     };
-    Gemm {
-        left: Operand::rows(args.residual),
-        right: Operand::rows(args.weight),
-        symmetric: false,
-        cut_anywhere: false,
-    }
-    .run(core, scratch.f64(gemm), &epilogue);
+    Gemm::new(Operand::rows(args.residual), Operand::rows(args.weight)).run(core, scratch.f64(gemm), &epilogue);
     rows::fold_f32(slots, args.accumulate, args.grad_bias);
     Ok(())
 }

@@ -63,11 +63,7 @@ pub(super) fn correlation_dual<E: CpuElement>(core: &Core, mut args: Correlation
         coupled_slots: Out::dense(&mut *coupled_slots, h),
     };
     let right = Operand::cols(args.activations).with(standardize);
-    Gemm { left: Operand::rows(args.gram.as_ref()), right, symmetric: false, cut_anywhere: false }.run(
-        core,
-        scratch.f64(gemm_len(core, n, h, n)),
-        &epilogue,
-    );
+    Gemm::new(Operand::rows(args.gram.as_ref()), right).run(core, scratch.f64(gemm_len(core, n, h, n)), &epilogue);
     rows::fold(square_slots, false, squares);
     rows::fold(coupled_slots, false, coupled);
 

@@ -43,7 +43,7 @@ pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -
             squares: Out::dense(&mut *square_slots, h),
         }),
     };
-    Gemm { left: Operand::rows(args.x), right: Operand::rows(args.weight), symmetric: false, cut_anywhere: false }.run(
+    Gemm::new(Operand::rows(args.x), Operand::rows(args.weight)).run(
         core,
         scratch.f64(gemm_len(core, n, h, d)),
         &epilogue,

@@ -16,6 +16,7 @@
 
 use super::memory::{Aligned, Out};
 use super::pack::{Lanes, Left, Operand, Right, RightPlan, packed_len};
+use super::rows;
 use super::simd::{Isa, MAX_TILE, Panels, Simd, TILE_VECTORS, Task};
 use super::{Core, CpuElement};
 use std::ops::Range;
@@ -103,8 +104,8 @@ impl Cut {
     pub(crate) fn cols(isa: Isa, cols: usize) -> Self {
         Self::new(cols, isa.tile().1, isa.tile().1, 1, GROUP)
     }
-    /// The columns of an output, all but the first panel beginning `first` columns after a boundary. What depends on how columns are grouped
-    /// must not be cut so, for results may not depend on where matrices lie.
+    /// The columns of an output, the first panel of which has `first`. What depends on how columns are grouped must not be cut so, for
+    /// results may not depend on where matrices lie.
     pub(crate) fn cols_from(isa: Isa, cols: usize, first: usize) -> Self {
         Self::new(cols, isa.tile().1, first, 1, GROUP)
     }
@@ -163,8 +164,8 @@ impl Scratch {
     fn of(isa: Isa, rows: usize, cols: usize, depth: usize) -> Self {
         let (tile_rows, tile_cols) = isa.tile();
         let chunk = depth.min(CHUNK);
-        // A first panel that is not whole may make one more.
         let row_panels = Cut::divided_cols(isa, rows).panels().min(TALL_GROUP);
+        // A first panel that is not whole may make one more.
         let col_panels = (cols.div_ceil(tile_cols) + 1).min(GROUP);
         Self {
             left: Left::<f32>::len(row_panels * tile_rows, chunk),
@@ -201,16 +202,30 @@ fn limited_workspace_len(core: &Core, pack_limit: usize, rows: usize, cols: usiz
 
 /// A product and what limits it.
 pub(crate) struct Gemm<'a, L: CpuElement, R: CpuElement> {
-    pub left: Operand<'a, L>,
-    pub right: Operand<'a, R>,
-    /// Whether both operands are the same. Only tiles that touch the upper triangle (row ≤ column) are computed then.
-    pub symmetric: bool,
-    /// Whether columns may be cut where the right operand's vectors begin, for results that do not depend on how columns are grouped: they
-    /// must not depend on where a matrix lies.
-    pub cut_anywhere: bool,
+    left: Operand<'a, L>,
+    right: Operand<'a, R>,
+    symmetric: bool,
+    cut_anywhere: bool,
 }
 
-impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
+impl<'a, E: CpuElement> Gemm<'a, E, E> {
+    /// An operand with itself. Only tiles that touch the upper triangle (row ≤ column) are computed.
+    pub(crate) fn symmetric(operand: Operand<'a, E>) -> Self {
+        Self { symmetric: true, ..Self::new(operand, operand) }
+    }
+}
+
+impl<'a, L: CpuElement, R: CpuElement> Gemm<'a, L, R> {
+    pub(crate) fn new(left: Operand<'a, L>, right: Operand<'a, R>) -> Self {
+        Self { left, right, symmetric: false, cut_anywhere: false }
+    }
+
+    /// Lets columns be cut where the right operand's vectors begin, for results that do not depend on how columns are grouped: they must
+    /// not depend on where a matrix lies.
+    pub(crate) fn cut_anywhere(self) -> Self {
+        Self { cut_anywhere: true, ..self }
+    }
+
     /// Computes the product; `workspace` has [`workspace_len`] or [`symmetric_workspace_len`] elements.
     pub(crate) fn run<X: Epilogue>(&self, core: &Core, workspace: &mut [f64], epilogue: &X) {
         let isa = core.isa;
@@ -244,10 +259,9 @@ impl<L: CpuElement, R: CpuElement> Gemm<'_, L, R> {
                     }
                     let group = Group { row_index, col_index, rows, cols };
                     let mut state = epilogue.begin(&group);
-                    let state_of_task = &mut state;
                     core.isa.run(GroupTask {
                         epilogue,
-                        state: state_of_task,
+                        state: &mut state,
                         group: &group,
                         left,
                         right,
@@ -409,7 +423,8 @@ impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
                 if let Some(source) = &self.source {
                     for (row, tile_row) in rows.clone().zip(buffer.0.chunks_mut(tile_cols)) {
                         // SAFETY: groups are disjoint, and the part is given back before the epilogue takes it.
-                        E::widen(unsafe { source.part(row, cols.clone()) }, &mut tile_row[..cols.len()]);
+                        let part = unsafe { source.part(row, cols.clone()) };
+                        rows::store(s, tile_row, rows::widen(s, part));
                     }
                 }
                 let tile = Tile { data: &buffer.0, stride: tile_cols, rows: rows.clone(), cols };

@@ -114,7 +114,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
 
     /// As [`copy`](Self::copy), but pairs of rows make a lane.
     #[inline(always)]
-    fn copy_pairs_of_rows<S: Simd>(&self, _: S, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
+    fn copy_pairs_of_rows(&self, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
         for (row, to) in rows.clone().step_by(2).zip(to.chunks_mut(step)) {
             let to: &mut [u32] = bytemuck::cast_slice_mut(to);
             let (pairs, padding) = to.split_at_mut(cols.len());
@@ -146,7 +146,7 @@ impl<'a, E: CpuElement> Operand<'a, E> {
     ) {
         match lanes {
             Lanes::Floats | Lanes::Dots => self.copy(s, depth.clone(), cols.clone(), to, step),
-            Lanes::Pairs => self.copy_pairs_of_rows(s, depth.clone(), cols.clone(), to, step),
+            Lanes::Pairs => self.copy_pairs_of_rows(depth.clone(), cols.clone(), to, step),
         }
     }
 

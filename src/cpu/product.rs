@@ -26,7 +26,7 @@ pub(super) fn product<E: CpuElement>(core: &Core, mut args: Product<'_, Cpu<E>>)
     let out = Out::new(&mut args.out);
     let mut run = |left, right, accumulate| {
         let epilogue = Store { out, accumulate, upper: false };
-        Gemm { left, right, symmetric: false, cut_anywhere: true }.run(core, workspace, &epilogue);
+        Gemm::new(left, right).cut_anywhere().run(core, workspace, &epilogue);
     };
     match args.layout {
         Layout::Tn => {

@@ -71,12 +71,10 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     let workspace = scratch.f64(gemm_len(core, h, d, side));
     if dual {
         let left = Operand::rows(w).with(unit);
-        Gemm { left, right: Operand::cols(square), symmetric: false, cut_anywhere: false }
-            .run(core, workspace, &epilogue);
+        Gemm::new(left, Operand::cols(square)).run(core, workspace, &epilogue);
     } else {
         let right = Operand::cols(w).with(unit);
-        Gemm { left: Operand::rows(square), right, symmetric: false, cut_anywhere: false }
-            .run(core, workspace, &epilogue);
+        Gemm::new(Operand::rows(square), right).run(core, workspace, &epilogue);
     }
     if args.normalize {
         through_norms(core, args.lambda, w, norm, slots, groups, &mut grad_weight);

@@ -79,7 +79,7 @@ fn add_comoments<E: CpuElement>(
     for (index, range) in row_blocks(activations.rows()).enumerate() {
         let operand = Operand::cols(activations.rows_range(range)).with(centre);
         let epilogue = Store { out, accumulate: accumulate || index > 0, upper: true };
-        Gemm { left: operand, right: operand, symmetric: true, cut_anywhere: false }.run(core, workspace, &epilogue);
+        Gemm::symmetric(operand).run(core, workspace, &epilogue);
     }
 }
 

@@ -26,8 +26,7 @@ impl<E: CpuElement> Symmetric<'_, E> {
         let cols = Cut::cols(core.isa, self.operand.len()).groups();
         let epilogue =
             Mirror { out, factor: self.factor, diagonal: self.diagonal, slots: Out::dense(&mut *slots, cols) };
-        Gemm { left: self.operand, right: self.operand, symmetric: true, cut_anywhere: false }
-            .run(core, workspace, &epilogue);
+        Gemm::symmetric(self.operand).run(core, workspace, &epilogue);
         slots.iter().sum()
     }
 }
