@@ -1,10 +1,11 @@
 //! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
 
-use super::gemm::{Gemm, symmetric_workspace_len};
-use super::memory::{Out, Scratch};
+use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, symmetric_workspace_len};
+use super::memory::{Out, Scratch, f32_len};
 use super::pack::{Affine, Axis, Operand};
 use super::product::{ROWS_AT_A_TIME, Store, row_blocks};
-use super::simd::Loop;
+use super::rows::{self, ColumnSums};
+use super::simd::{Isa, Loop, MAX_TILE, MAX_TILE_WIDTH, Simd};
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::matrix::MatRef;
@@ -40,13 +41,16 @@ pub(super) fn recentre<E: CpuElement>(core: &Core, args: Recentre<'_, Cpu<E>>) -
             return;
         }
         let (mut sum_again, mut square_again) = ([0.0f64; BLOCK], [0.0f64; BLOCK]);
-        for row in 0..n {
-            for (j, a) in args.activations.row(row)[cols.clone()].iter().enumerate() {
-                let centred = f64::from(a.to_f32()) - f64::from(shift[j]);
-                sum_again[j] += centred;
-                square_again[j] += centred * centred;
+        core.isa.run(Loop(|| {
+            for row in 0..n {
+                let sums = sum_again.iter_mut().zip(&mut square_again).zip(&*shift);
+                for (a, ((sum, square), shift)) in args.activations.row(row)[cols.clone()].iter().zip(sums) {
+                    let centred = f64::from(a.to_f32()) - f64::from(*shift);
+                    *sum += centred;
+                    *square += centred * centred;
+                }
             }
-        }
+        }));
         for j in (0..cols.len()).filter(|j| far[*j]) {
             (sum[j], square[j]) = (sum_again[j], square_again[j]);
         }
@@ -63,32 +67,28 @@ pub(super) fn comoments<E: CpuElement>(core: &Core, mut args: Comoments<'_, Cpu<
     let len = comoments_workspace_len(core, n, h);
     let workspace = Scratch::new(args.workspace, len)?.f64(len);
     let out = Out::new(&mut args.comoments);
-    add_comoments(core, args.activations, args.shift, args.accumulate, out, workspace);
+    for (index, range) in row_blocks(n).enumerate() {
+        let epilogue = Store { out, accumulate: args.accumulate || index > 0, upper: true };
+        centred(args.activations.rows_range(range), args.shift).run(core, workspace, &epilogue);
+    }
     Ok(())
 }
 
-fn add_comoments<E: CpuElement>(
-    core: &Core,
-    activations: MatRef<'_, E>,
-    shift: &[f32],
-    accumulate: bool,
-    out: Out<'_, f32>,
-    workspace: &mut [f64],
-) {
-    let centre = Affine { axis: Axis::Column, shift: Some(shift), scale: None };
-    for (index, range) in row_blocks(activations.rows()).enumerate() {
-        let operand = Operand::cols(activations.rows_range(range)).with(centre);
-        let epilogue = Store { out, accumulate: accumulate || index > 0, upper: true };
-        Gemm::symmetric(operand).run(core, workspace, &epilogue);
-    }
+/// Σ_n (a − c)(a − c)ᵀ.
+fn centred<'a, E: CpuElement>(activations: MatRef<'a, E>, shift: &'a [f32]) -> Gemm<'a, E, E> {
+    let affine = Affine { axis: Axis::Column, shift: Some(shift), scale: None };
+    Gemm::symmetric(Operand::cols(activations).with(affine))
 }
 
-/// Side of the blocks in which the correlation matrix is finished.
-const SIDE: usize = 64;
+/// Rows of slots: one for each group of rows of a symmetric product, one for each group of its columns.
+fn slot_rows(isa: Isa, h: usize) -> (usize, usize) {
+    (Cut::most_row_groups(isa, h), Cut::cols(isa, h).groups())
+}
 
 /// For batches of up to `n` rows.
 pub(super) fn finish_workspace_len(core: &Core, n: usize, h: usize) -> usize {
-    3 * h + 2 * h.div_ceil(SIDE) * h + comoments_workspace_len(core, n, h)
+    let (row_groups, col_groups) = slot_rows(core.isa, h);
+    2 * h + 3 * f32_len(h) + 2 * (row_groups + col_groups) * h + comoments_workspace_len(core, n, h)
 }
 
 /// 1/s of a variance v; 0 for a dead column.
@@ -98,70 +98,83 @@ pub(super) fn inverse_of_deviation(v: f64) -> f64 {
 
 pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStatistics<'_, Cpu<E>>) -> Result<()> {
     let h = args.check()?;
-    let block = match &args.primal {
-        Some(PrimalCorrelation { covariance: Covariance::Activations(activations), .. }) => Some(*activations),
-        _ => None,
+    let rows = match &args.primal {
+        Some(PrimalCorrelation { covariance: Covariance::Activations(activations), .. }) => activations.rows(),
+        _ => 0,
     };
-    let rows = block.map_or(0, |activations| activations.rows());
     let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, rows, h))?;
     let (n, objective) = (args.count as f64, args.objective);
-    let (variance, inverse_deviation, residue) = (scratch.f64(h), scratch.f64(h), scratch.f64(h));
+    let (variance, residue) = (scratch.f64(h), scratch.f64(h));
+    let (mean, inverse_deviation, rounded_residue) = (scratch.f32(h), scratch.f32(h), scratch.f32(h));
     args.losses.fill(0.0);
-    if let (Some(primal), Some(activations)) = (&mut args.primal, block) {
-        // The comoments stand where M will.
-        let workspace = scratch.f64(comoments_workspace_len(core, rows, h));
-        add_comoments(core, activations, args.shift, false, Out::new(&mut primal.coupling), workspace);
-    }
     for j in 0..h {
-        let squares = match &mut args.primal {
+        let squares = match &args.primal {
             Some(PrimalCorrelation { covariance: Covariance::Comoments(comoments), .. }) => {
                 f64::from(comoments.row(j)[j])
             }
-            Some(primal) => f64::from(primal.coupling.row_mut(j)[j]),
-            None => args.sum_squares[j],
+            _ => args.sum_squares[j],
         };
-        let mean = f64::from(args.shift[j]) + args.sum[j] / n;
-        let v = ((squares - args.sum[j] * args.sum[j] / n) / (n - 1.0)).clamp(0.0, f64::INFINITY);
+        let about_shift = args.sum[j] / n;
+        let whole = f64::from(args.shift[j]) + about_shift;
+        let v = ((squares - args.sum[j] * about_shift) / (n - 1.0)).clamp(0.0, f64::INFINITY);
         variance[j] = v;
-        inverse_deviation[j] = inverse_of_deviation(v);
-        args.mean[j] = mean as f32;
+        inverse_deviation[j] = inverse_of_deviation(v) as f32;
+        mean[j] = about_shift as f32;
+        args.mean[j] = whole as f32;
         args.variance[j] = v as f32;
-        residue[j] = mean - f64::from(args.mean[j]);
+        residue[j] = whole - f64::from(args.mean[j]);
+        rounded_residue[j] = residue[j] as f32;
         args.losses[0] -= (v + objective.variance_eps).ln();
         args.scale[j] = (-2.0 * objective.lambda_var / (v + objective.variance_eps) / (n - 1.0)) as f32;
     }
     let Some(primal) = &mut args.primal else { return Ok(()) };
-    let slots_len = h.div_ceil(SIDE) * h;
+    let (row_groups, col_groups) = slot_rows(core.isa, h);
+    let slots_len = (row_groups + col_groups) * h;
     let (q_slots, offset_slots) = (scratch.f64(slots_len), scratch.f64(slots_len));
-    let coupling = Coupling {
-        comoments: match primal.covariance {
-            Covariance::Comoments(comoments) => Some(comoments),
-            Covariance::Activations(_) => None,
-        },
-        sum: args.sum,
-        count: n,
+    // Groups below the diagonal are never computed.
+    q_slots.fill(0.0);
+    offset_slots.fill(0.0);
+    let coupling = Out::new(&mut primal.coupling);
+    let mut epilogue = CouplingEpilogue {
+        before: Before::Nothing,
+        mean,
         inverse_deviation,
-        residue,
-        factor: 4.0 * objective.lambda_tc / (n - 1.0),
-        coupling: Out::new(&mut primal.coupling),
+        residue: rounded_residue,
+        count: n as f32,
+        scale: (1.0 / (n - 1.0)) as f32,
+        factor: (4.0 * objective.lambda_tc / (n - 1.0)) as f32,
+        coupling,
+        row_groups,
         q_slots: Out::dense(&mut *q_slots, h),
         offset_slots: Out::dense(&mut *offset_slots, h),
     };
-    // Pairs of blocks (i, j) with i ≤ j.
-    let blocks = h.div_ceil(SIDE);
-    core.threads.for_each(blocks * blocks, h * h * 4, |pair| {
-        let (i, j) = (pair / blocks, pair % blocks);
-        if i <= j {
-            core.isa.run(Loop(|| coupling.block(i, j)));
+    let workspace = scratch.f64(comoments_workspace_len(core, rows, h));
+    match primal.covariance {
+        // A product of no rows, to which they are added.
+        Covariance::Comoments(comoments) => {
+            epilogue.before = Before::Given(comoments);
+            centred(MatRef::<E>::new(&[], 0, h)?, args.shift).run(core, workspace, &epilogue);
         }
-    });
+        Covariance::Activations(activations) => {
+            let blocks = row_blocks(rows).count();
+            for (index, range) in row_blocks(rows).enumerate() {
+                let product = centred(activations.rows_range(range), args.shift);
+                if index + 1 < blocks {
+                    product.run(core, workspace, &Store { out: coupling, accumulate: index > 0, upper: true });
+                    epilogue.before = Before::InPlace;
+                } else {
+                    product.run(core, workspace, &epilogue);
+                }
+            }
+        }
+    }
     for j in 0..h {
         let column = |slots: &[f64]| slots[j..].iter().step_by(h).sum::<f64>();
         let q = column(q_slots);
         args.losses[1] += q;
         // The term with 1/√v of d; the other is there already.
         if variance[j] != 0.0 {
-            let term = 4.0 * objective.lambda_tc * q * inverse_deviation[j] / variance[j].sqrt();
+            let term = 4.0 * objective.lambda_tc * q * inverse_of_deviation(variance[j]) / variance[j].sqrt();
             let other = 2.0 * objective.lambda_var / (variance[j] + objective.variance_eps);
             args.scale[j] = (-(term + other) / (n - 1.0)) as f32;
         }
@@ -170,92 +183,129 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
     Ok(())
 }
 
-/// Comoments to M, block by block: each pair of latents is visited once, its M written twice, its C² added to both columns' q.
-struct Coupling<'a> {
-    /// None if they stand in `coupling`.
-    comoments: Option<MatRef<'a, f32>>,
-    /// Σ(a − c).
-    sum: &'a [f64],
-    count: f64,
-    /// 1/s, 0 for a dead column.
-    inverse_deviation: &'a [f64],
+/// Comoments to M while they are in L1: each pair of latents is visited once, its M written twice, its C² added to both latents' q.
+struct CouplingEpilogue<'a> {
+    before: Before<'a>,
+    /// Mean of a − c.
+    mean: &'a [f32],
+    /// 1/s, 0 for a dead column: it has correlation 0 whatever rounding left in the comoment.
+    inverse_deviation: &'a [f32],
     /// μ less its rounded value.
-    residue: &'a [f64],
+    residue: &'a [f32],
+    /// N.
+    count: f32,
+    /// 1/(N−1).
+    scale: f32,
     /// 4 λ_tc/(N−1).
-    factor: f64,
+    factor: f32,
     coupling: Out<'a, f32>,
-    /// Row b holds what the pairs with block b add to each column's q.
+    row_groups: usize,
+    /// What each group of rows, then each group of columns, adds to the latents' q.
     q_slots: Out<'a, f64>,
     /// The same for M(μ − mean).
     offset_slots: Out<'a, f64>,
 }
 
-impl Coupling<'_> {
-    #[inline(always)]
-    fn block(&self, block_i: usize, block_j: usize) {
-        let h = self.sum.len();
-        let range = |block: usize| block * SIDE..h.min((block + 1) * SIDE);
-        let (rows, cols) = (range(block_i), range(block_j));
-        let width = cols.len();
-        let (mut q_i, mut q_j) = ([0.0; SIDE], [0.0; SIDE]);
-        let (mut offset_i, mut offset_j) = ([0.0; SIDE], [0.0; SIDE]);
-        let mut m = [[0.0f32; SIDE]; SIDE];
-        let sum_j = &self.sum[cols.clone()];
-        let inverse_j = &self.inverse_deviation[cols.clone()];
-        let residue_j = &self.residue[cols.clone()];
-        for (row, i) in rows.clone().enumerate() {
-            let comoments = match &self.comoments {
-                Some(comoments) => &comoments.row(i)[cols.clone()],
-                // SAFETY: the elements of a pair of blocks are this task's, and written only below.
-                None => unsafe { self.coupling.part(i, cols.clone()) },
-            };
-            let (mean_i, inverse_i) = (self.sum[i] / self.count, self.inverse_deviation[i]);
-            let scale = inverse_i / (self.count - 1.0);
-            // On the diagonal block only j > i.
-            let first = if block_i == block_j { row + 1 } else { 0 };
-            for j in first..width {
-                // A dead column has correlation 0 whatever rounding left in the comoment.
-                let c = (f64::from(comoments[j]) - mean_i * sum_j[j]) * scale * inverse_j[j];
-                let value = self.factor * c * inverse_i * inverse_j[j];
-                m[row][j] = value as f32;
-                q_i[row] += c * c;
-                q_j[j] += c * c;
-                offset_i[row] += value * residue_j[j];
-                offset_j[j] += value * self.residue[i];
-            }
+/// Comoments of rows that are not in the product.
+enum Before<'a> {
+    Nothing,
+    /// Above the diagonal of what becomes M.
+    InPlace,
+    Given(MatRef<'a, f32>),
+}
+
+struct CouplingState {
+    q_rows: [f64; MAX_GROUP_ROWS],
+    offset_rows: [f64; MAX_GROUP_ROWS],
+    q_cols: ColumnSums,
+    offset_cols: ColumnSums,
+}
+
+impl Epilogue for CouplingEpilogue<'_> {
+    type State = CouplingState;
+
+    fn begin(&self, _: &Group) -> CouplingState {
+        CouplingState {
+            q_rows: [0.0; MAX_GROUP_ROWS],
+            offset_rows: [0.0; MAX_GROUP_ROWS],
+            q_cols: ColumnSums::new(),
+            offset_cols: ColumnSums::new(),
         }
-        for (row, i) in rows.clone().enumerate() {
-            let first = if block_i == block_j { row + 1 } else { 0 };
-            // SAFETY: the elements of a pair of blocks are this task's, on both sides of the diagonal.
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd>(&self, s: S, state: &mut CouplingState, group: &Group, tile: Tile<'_>) {
+        let (rows, cols) = (tile.rows.clone(), tile.cols.clone());
+        let width = cols.len();
+        let vector = |of: &[f32]| rows::load(s, &of[cols.clone()]);
+        let (mean_j, inverse_j, residue_j) = (vector(self.mean), vector(self.inverse_deviation), vector(self.residue));
+        let zero = s.splat(0.0);
+        let (mut q_cols, mut offset_cols) = ([zero; 2], [zero; 2]);
+        let mut m = [0.0f32; MAX_TILE];
+        for (i, (row, m)) in rows.clone().zip(m.chunks_exact_mut(MAX_TILE_WIDTH)).enumerate() {
+            // Columns of the tile on or below the diagonal.
+            let below = (row + 1).saturating_sub(cols.start).min(width);
+            let mut sums = rows::load(s, &tile.row(i)[..width]);
+            let before = match &self.before {
+                Before::Nothing => None,
+                // SAFETY: the elements of a pair of latents are this tile's, on both sides of the diagonal, and written only below.
+                Before::InPlace => Some(unsafe { &*self.coupling.part(row, cols.start + below..cols.end) }),
+                Before::Given(comoments) => Some(&comoments.row(row)[cols.start + below..cols.end]),
+            };
+            if let Some(before) = before {
+                let mut whole = [0.0; MAX_TILE_WIDTH];
+                whole[below..width].copy_from_slice(before);
+                let before = rows::load(s, &whole[..width]);
+                sums = [s.add(sums[0], before[0]), s.add(sums[1], before[1])];
+            }
+            let (about_shift, inverse) = (s.splat(-self.count * self.mean[row]), self.inverse_deviation[row]);
+            let (scale, factor) = (s.splat(inverse * self.scale), s.splat(inverse * self.factor));
+            let residue = s.splat(self.residue[row]);
+            let (mut q, mut offset) = (zero, zero);
+            for v in 0..2 {
+                let comoment = s.fma(about_shift, mean_j[v], sums[v]);
+                let c = s.mul(s.mul(comoment, scale), inverse_j[v]);
+                // By a select, not a factor: what is not finite must not get through.
+                let c = s.first_lanes(width.saturating_sub(v * S::LANES), c, zero);
+                let c = s.first_lanes(below.saturating_sub(v * S::LANES), zero, c);
+                let value = s.mul(s.mul(c, factor), inverse_j[v]);
+                q = s.fma(c, c, q);
+                q_cols[v] = s.fma(c, c, q_cols[v]);
+                offset = s.fma(value, residue_j[v], offset);
+                offset_cols[v] = s.fma(value, residue, offset_cols[v]);
+                s.store(&mut m[v * S::LANES..], value);
+            }
+            state.q_rows[row - group.rows.start] += f64::from(s.horizontal_sum(q));
+            state.offset_rows[row - group.rows.start] += f64::from(s.horizontal_sum(offset));
+            // SAFETY: as above.
             unsafe {
-                self.coupling.part(i, cols.start + first..cols.end).copy_from_slice(&m[row][first..width]);
-                if block_i == block_j {
-                    self.coupling.set(i, i, 0.0);
+                self.coupling.part(row, cols.start + below..cols.end).copy_from_slice(&m[below..width]);
+                if cols.contains(&row) {
+                    self.coupling.set(row, row, 0.0);
                 }
             }
         }
-        for (col, j) in cols.clone().enumerate() {
-            let last = if block_i == block_j { col } else { rows.len() };
+        for (at, col) in cols.clone().enumerate() {
             // SAFETY: as above.
-            let mirrored = unsafe { self.coupling.part(j, rows.start..rows.start + last) };
-            for (out, m) in mirrored.iter_mut().zip(&m) {
-                *out = m[col];
+            let mirrored = unsafe { self.coupling.part(col, rows.start..rows.end.min(col).max(rows.start)) };
+            for (out, m) in mirrored.iter_mut().zip(m.chunks_exact(MAX_TILE_WIDTH)) {
+                *out = m[at];
             }
         }
-        if block_i == block_j {
-            for k in 0..SIDE {
-                q_i[k] += q_j[k];
-                offset_i[k] += offset_j[k];
-            }
-        }
-        // SAFETY: slot row b at block c's columns belongs to the pair {b, c}.
+        let col = cols.start - group.cols.start;
+        state.q_cols.add(s, col, q_cols);
+        state.offset_cols.add(s, col, offset_cols);
+    }
+
+    fn end(&self, state: CouplingState, group: &Group) {
+        let rows = group.rows.clone();
+        // SAFETY: a group's columns have the group of rows' row of slots to themselves, and its rows that of the group of columns.
         unsafe {
-            self.q_slots.part(block_j, rows.clone()).copy_from_slice(&q_i[..rows.len()]);
-            self.offset_slots.part(block_j, rows.clone()).copy_from_slice(&offset_i[..rows.len()]);
-            if block_i != block_j {
-                self.q_slots.part(block_i, cols.clone()).copy_from_slice(&q_j[..width]);
-                self.offset_slots.part(block_i, cols).copy_from_slice(&offset_j[..width]);
-            }
+            state.q_cols.write(&self.q_slots, group.row_index, group.cols.clone());
+            state.offset_cols.write(&self.offset_slots, group.row_index, group.cols.clone());
+            let row = self.row_groups + group.col_index;
+            self.q_slots.part(row, rows.clone()).copy_from_slice(&state.q_rows[..rows.len()]);
+            self.offset_slots.part(row, rows.clone()).copy_from_slice(&state.offset_rows[..rows.len()]);
         }
     }
 }

@@ -27,8 +27,8 @@ pub struct Recentre<'a, B: Backend + ?Sized> {
 }
 
 impl<B: Backend + ?Sized> Recentre<'_, B> {
-    /// A column is summed again if its squared mean is more than this many times its variance: four bits are lost by then.
-    pub const LIMIT: f64 = 16.0;
+    /// A column is summed again if its squared mean is more than this many times its variance: one bit is lost by then.
+    pub const LIMIT: f64 = 1.0;
 
     /// Checks shapes and returns (N, H).
     pub fn check(&self) -> Result<(usize, usize)> {
@@ -77,8 +77,9 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
 /// offset = M(μ − c') + d·(μ − mean)
 /// ```
 ///
-/// With `primal` the correlation is finished in its primal form, and variances are those on the diagonal of the comoments. Without
-/// it (λ_tc = 0, or the dual form, which [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
+/// With `primal` the correlation is finished in its primal form. Its comoments, where they are given, have the variances on their diagonal;
+/// a backend that computes them may take either those or `sum_squares`. Without `primal` (λ_tc = 0, or the dual form, which
+/// [`CorrelationDual`](super::CorrelationDual) completes) q = 0.
 ///
 /// `mean` is μ rounded. `offset` makes up for what a backend subtracts from a before it multiplies by M:
 /// c' = `mean` for one that subtracts while packing, c' = 0 for one that cannot subtract; and for the rounding of `mean` in (a − μ)·d.
