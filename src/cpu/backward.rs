@@ -114,7 +114,7 @@ impl<E: CpuElement> Epilogue for GradientEpilogue<'_, E> {
         state.add(s, tile.cols.start - group.cols.start, sums);
     }
 
-    fn end(&self, state: ColumnSums, group: &Group) {
+    fn end(&self, state: &ColumnSums, group: &Group) {
         // SAFETY: these columns' slots for this group of rows are this task's.
         unsafe { state.write(&self.slots, group.row_index, group.cols.clone()) };
     }

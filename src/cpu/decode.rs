@@ -84,9 +84,9 @@ impl<E: CpuElement> Epilogue for DecodeEpilogue<'_, E> {
         *state += f64::from(s.horizontal_sum(squares));
     }
 
-    fn end(&self, state: f64, group: &Group) {
+    fn end(&self, state: &f64, group: &Group) {
         // SAFETY: this group's slot.
-        unsafe { self.slots.set(group.row_index, group.col_index, state) };
+        unsafe { self.slots.set(group.row_index, group.col_index, *state) };
     }
 }
 

@@ -129,7 +129,7 @@ impl<E: CpuElement> Epilogue for DualEpilogue<'_, E> {
         state.1.add(s, col, coupled);
     }
 
-    fn end(&self, (squares, coupled): Self::State, group: &Group) {
+    fn end(&self, (squares, coupled): &Self::State, group: &Group) {
         // SAFETY: these columns' slots for this group of rows are this task's.
         unsafe {
             squares.write(&self.square_slots, group.row_index, group.cols.clone());

@@ -5,7 +5,7 @@
 //! columns leaves one (m, s) a row, and each group of rows one sum a column; they are folded in order.
 
 use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
-use super::memory::{Out, Scratch};
+use super::memory::{Out, Scratch, f32_len};
 use super::pack::Operand;
 use super::rows::{self, ColumnSums};
 use super::simd::{Isa, MAX_LANES, Simd, TILE_VECTORS, Task};
@@ -14,29 +14,32 @@ use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
 use crate::operations::{Encode, Responsibilities};
+use std::ops::Range;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
-    slots_len(core.isa, n, h).0 + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
+    row_slots_len(core.isa, n, h) + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
 }
 
-/// Elements of the row slots and of one set of column slots.
-fn slots_len(isa: Isa, n: usize, h: usize) -> (usize, usize) {
-    (n * 2 * Cut::cols(isa, h).groups(), Cut::rows(isa, n, h).groups() * h)
+/// Rows whose losses are finished, and summed, together.
+const ROWS: usize = 256;
+
+/// Elements of the workspace for the (m, s) of the rows, and for the sums of their losses.
+fn row_slots_len(isa: Isa, n: usize, h: usize) -> usize {
+    f32_len(2 * Cut::cols(isa, h).groups() * n) + n.div_ceil(ROWS)
 }
 
 pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
     let mut scratch = Scratch::new(args.workspace, workspace_len(core, n, d, h))?;
-    let (row_len, col_len) = slots_len(core.isa, n, h);
-    let row_slots = scratch.f64(row_len);
+    let row_slots = scratch.f32(2 * Cut::cols(core.isa, h).groups() * n);
+    let loss_slots = scratch.f64(n.div_ceil(ROWS));
+    let col_len = Cut::rows(core.isa, n, h).groups() * h;
     let (sum_slots, square_slots) = (scratch.f64(col_len), scratch.f64(col_len));
-    let row_slot_len = 2 * Cut::cols(core.isa, h).groups();
     let epilogue = EncodeEpilogue {
         bias: args.bias,
         activation: args.activation,
         activations: args.activations.as_mut().map(Out::new),
-        row_slots: (args.row_loss.is_some() || args.moments.is_some())
-            .then(|| Out::dense(&mut *row_slots, row_slot_len)),
+        row_slots: (args.row_loss.is_some() || args.moments.is_some()).then(|| Out::dense(&mut *row_slots, n)),
         column_slots: args.moments.as_ref().map(|moments| ColumnSlots {
             shift: moments.shift,
             sum: Out::dense(&mut *sum_slots, h),
@@ -49,44 +52,82 @@ pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -
         &epilogue,
     );
     if epilogue.row_slots.is_some() {
-        finish_rows(core, row_slots, row_slot_len);
-    }
-    if let Some(row_loss) = args.row_loss {
-        for (loss, slot) in row_loss.iter_mut().zip(row_slots.chunks_exact(row_slot_len)) {
-            *loss = slot[0] as f32;
-        }
+        finish_rows(core, row_slots, n, loss_slots, args.row_loss);
     }
     if let Some(moments) = args.moments {
         let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
-        moments.row_loss_sum[0] = before + row_slots.chunks_exact(row_slot_len).map(|slot| slot[0]).sum::<f64>();
+        moments.row_loss_sum[0] = before + loss_slots.iter().sum::<f64>();
         rows::fold(sum_slots, moments.accumulate, moments.sum);
         rows::fold(square_slots, moments.accumulate, moments.sum_squares);
     }
     Ok(())
 }
 
-/// Folds each row's (m, s) into ℓ = m − log s, which takes the slot's first place.
-fn finish_rows(core: &Core, slots: &mut [f64], slot_len: usize) {
-    const BLOCK: usize = 256;
-    let blocks = Out::dense(slots, slot_len);
-    let rows = blocks.rows();
-    core.threads.for_each(rows.div_ceil(BLOCK), rows * slot_len * 8, |block| {
-        for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
-            // SAFETY: each row belongs to one block.
-            let slot = unsafe { blocks.part(row, 0..slot_len) };
-            let least = slot.chunks_exact(2).map(|group| group[0]).fold(f64::INFINITY, f64::min);
-            let sum: f64 = slot.chunks_exact(2).map(|group| group[1] * (least - group[0]).exp()).sum();
-            slot[0] = least - sum.ln();
-        }
+/// Folds each row's (m, s) into ℓ = m − log s, and adds up the losses of each block of rows.
+fn finish_rows(core: &Core, slots: &[f32], n: usize, loss_slots: &mut [f64], row_loss: Option<&mut [f32]>) {
+    let loss_slots = Out::dense(loss_slots, 1);
+    let row_loss = row_loss.map(|row_loss| Out::dense(row_loss, n));
+    core.threads.for_each(n.div_ceil(ROWS), slots.len() * 8, |block| {
+        let rows = block * ROWS..n.min((block + 1) * ROWS);
+        // SAFETY: each row belongs to one block.
+        let row_loss = row_loss.as_ref().map(|row_loss| unsafe { row_loss.part(0, rows.clone()) });
+        let sum = core.isa.run(RowLosses { slots, n, rows, row_loss });
+        // SAFETY: this block's slot.
+        unsafe { loss_slots.set(block, 0, sum) };
     });
+}
+
+struct RowLosses<'a> {
+    slots: &'a [f32],
+    n: usize,
+    rows: Range<usize>,
+    row_loss: Option<&'a mut [f32]>,
+}
+
+impl Task for RowLosses<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f64 {
+        let groups = self.slots.len() / (2 * self.n);
+        let mut row_loss = self.row_loss;
+        let mut total = 0.0;
+        for start in self.rows.clone().step_by(S::LANES) {
+            let rows = start..self.rows.end.min(start + S::LANES);
+            let slot = |group: usize, which: usize| {
+                s.load(&self.slots[(2 * group + which) * self.n..][..self.n][rows.clone()])
+            };
+            let least = (0..groups).fold(s.splat(f32::MAX), |least, group| s.min(least, slot(group, 0)));
+            // Many groups' sums lose nothing to their number: what rounding cut off is added to the next.
+            let (mut sum, mut lost) = (s.splat(0.0), s.splat(0.0));
+            for group in 0..groups {
+                let term = s.mul(slot(group, 1), math::exp(s, s.sub(least, slot(group, 0))));
+                let term = s.sub(term, lost);
+                let larger = s.add(sum, term);
+                // An infinite sum has lost nothing.
+                lost = s.where_less(larger, s.splat(f32::INFINITY), s.sub(s.sub(larger, sum), term), s.splat(0.0));
+                sum = larger;
+            }
+            let (mut m, mut log) = ([0.0f32; MAX_LANES], [0.0f32; MAX_LANES]);
+            s.store(&mut m, least);
+            s.store(&mut log, math::ln(s, sum));
+            for (i, row) in rows.enumerate() {
+                let loss = f64::from(m[i]) - f64::from(log[i]);
+                total += loss;
+                if let Some(row_loss) = &mut row_loss {
+                    row_loss[row - self.rows.start] = loss as f32;
+                }
+            }
+        }
+        total
+    }
 }
 
 struct EncodeEpilogue<'a, E> {
     bias: &'a [f32],
     activation: Activation,
     activations: Option<Out<'a, E>>,
-    /// (m, s) for each row and group of columns.
-    row_slots: Option<Out<'a, f64>>,
+    /// For each group of columns, the rows' m, then their s.
+    row_slots: Option<Out<'a, f32>>,
     column_slots: Option<ColumnSlots<'a>>,
 }
 
@@ -171,14 +212,18 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
         }
     }
 
-    fn end(&self, state: EncodeState, group: &Group) {
+    fn end(&self, state: &EncodeState, group: &Group) {
         if let Some(slots) = &self.row_slots {
-            let at = 2 * group.col_index;
-            for (i, row) in group.rows.clone().enumerate() {
-                // SAFETY: these rows' slots for this group of columns are this task's.
-                let slot = unsafe { slots.part(row, at..at + 2) };
-                let sum = state.exp_sum[i].iter().map(|lane| f64::from(*lane)).sum();
-                slot.copy_from_slice(&[f64::from(state.least[i]), sum]);
+            // SAFETY: these rows' slots for this group of columns are this task's.
+            let (least, sum) = unsafe {
+                (
+                    slots.part(2 * group.col_index, group.rows.clone()),
+                    slots.part(2 * group.col_index + 1, group.rows.clone()),
+                )
+            };
+            least.copy_from_slice(&state.least[..group.rows.len()]);
+            for (sum, lanes) in sum.iter_mut().zip(&state.exp_sum) {
+                *sum = lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() as f32;
             }
         }
         if let Some(slots) = &self.column_slots {

@@ -68,7 +68,7 @@ pub(crate) trait Epilogue: Sync {
     type State;
     fn begin(&self, group: &Group) -> Self::State;
     fn tile<S: Simd>(&self, s: S, state: &mut Self::State, group: &Group, tile: Tile<'_>);
-    fn end(&self, state: Self::State, group: &Group);
+    fn end(&self, state: &Self::State, group: &Group);
 }
 
 /// How the rows or columns of an output are cut into panels and groups of panels.
@@ -272,7 +272,7 @@ impl<'a, L: CpuElement, R: CpuElement> Gemm<'a, L, R> {
                         col_cut,
                         symmetric: self.symmetric,
                     });
-                    epilogue.end(state, &group);
+                    epilogue.end(&state, &group);
                 },
             );
         }
@@ -397,7 +397,7 @@ impl<E: CpuElement> Pointwise<'_, E> {
             let group = Group { row_index, col_index, rows: row_cut.group(row_index), cols: col_cut.group(col_index) };
             let mut state = epilogue.begin(&group);
             core.isa.run(PointwiseTask { epilogue, state: &mut state, group: &group, source: self.source });
-            epilogue.end(state, &group);
+            epilogue.end(&state, &group);
         });
     }
 }

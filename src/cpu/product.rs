@@ -75,7 +75,7 @@ impl Epilogue for Store<'_> {
             }
         }
     }
-    fn end(&self, _: (), _: &Group) {}
+    fn end(&self, _: &(), _: &Group) {}
 }
 
 /// Rows whose sums share a slot.

@@ -150,10 +150,10 @@ impl<E: CpuElement> Epilogue for RedundancyEpilogue<'_, E> {
         }
     }
 
-    fn end(&self, along: Self::State, group: &Group) {
+    fn end(&self, along: &Self::State, group: &Group) {
         for (row, along) in group.rows.clone().zip(along) {
             // SAFETY: this row's slot for this group of columns is this task's.
-            unsafe { self.slots.set(row, group.col_index, along) };
+            unsafe { self.slots.set(row, group.col_index, *along) };
         }
     }
 }

@@ -297,7 +297,7 @@ impl Epilogue for CouplingEpilogue<'_> {
         state.offset_cols.add(s, col, offset_cols);
     }
 
-    fn end(&self, state: CouplingState, group: &Group) {
+    fn end(&self, state: &CouplingState, group: &Group) {
         let rows = group.rows.clone();
         // SAFETY: a group's columns have the group of rows' row of slots to themselves, and its rows that of the group of columns.
         unsafe {

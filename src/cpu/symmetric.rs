@@ -75,8 +75,8 @@ impl Epilogue for Mirror<'_> {
         }
     }
 
-    fn end(&self, squares: f64, group: &Group) {
+    fn end(&self, squares: &f64, group: &Group) {
         // SAFETY: this group's slot.
-        unsafe { self.slots.set(group.row_index, group.col_index, squares) };
+        unsafe { self.slots.set(group.row_index, group.col_index, *squares) };
     }
 }

@@ -27,8 +27,8 @@ pub struct Recentre<'a, B: Backend + ?Sized> {
 }
 
 impl<B: Backend + ?Sized> Recentre<'_, B> {
-    /// A column is summed again if its squared mean is more than this many times its variance: one bit is lost by then.
-    pub const LIMIT: f64 = 1.0;
+    /// A column is summed again if its squared mean is more than this many times its variance: two bits are lost by then.
+    pub const LIMIT: f64 = 4.0;
 
     /// Checks shapes and returns (N, H).
     pub fn check(&self) -> Result<(usize, usize)> {
