@@ -93,4 +93,53 @@ pub trait Backend: Send + Sync {
     fn sgd(&self, args: Sgd<'_, Self>) -> Result<()>;
     /// Adam with decoupled weight decay.
     fn adam(&self, args: Adam<'_, Self>) -> Result<()>;
+    /// A product for ∂L/∂W, and the optimiser's step with it.
+    fn product_update(&self, args: ProductUpdate<'_, Self>) -> Result<()> {
+        product_then_update(self, args)
+    }
+}
+
+/// A product and the optimiser's step, one after the other.
+pub(crate) fn product_then_update<B: Backend + ?Sized>(backend: &B, mut args: ProductUpdate<'_, B>) -> Result<()> {
+    let (m, n, _) = args.check()?;
+    backend.product(Product {
+        layout: Layout::Tn,
+        left: args.left,
+        right: args.right,
+        accumulate: args.accumulate,
+        out: MatMut::from_memory(B::Memory::reborrow(&mut args.gradient), m, n, n)?,
+        workspace: B::Memory::reborrow(&mut args.workspace),
+    })?;
+    update(backend, &mut args.optimizer, B::Memory::as_ref(&args.gradient), &mut args.parameters, &mut args.storage)
+}
+
+/// The optimiser's step alone.
+pub(crate) fn update<B: Backend + ?Sized>(
+    backend: &B,
+    optimizer: &mut Optimizer<'_, B>,
+    gradient: Slice<'_, B, B::Real>,
+    parameters: &mut SliceMut<'_, B, B::Real>,
+    storage: &mut Option<SliceMut<'_, B, B::Element>>,
+) -> Result<()> {
+    let gradient = B::Memory::shorten(gradient);
+    let parameters = B::Memory::reborrow(parameters);
+    let storage = storage.as_mut().map(B::Memory::reborrow);
+    match optimizer {
+        Optimizer::Sgd { config, velocity } => {
+            let velocity = B::Memory::reborrow(velocity);
+            backend.sgd(Sgd { config: *config, gradient, velocity, parameters, storage })
+        }
+        Optimizer::Adam { config, step, first_moment, second_moment } => {
+            let (first_moment, second_moment) = (B::Memory::reborrow(first_moment), B::Memory::reborrow(second_moment));
+            backend.adam(Adam {
+                config: *config,
+                step: *step,
+                gradient,
+                first_moment,
+                second_moment,
+                parameters,
+                storage,
+            })
+        }
+    }
 }

@@ -77,4 +77,5 @@ operations! {
     decode::decode_backward(DecodeBackward)
     optimizer::sgd(Sgd)
     optimizer::adam(Adam)
+    optimizer::product_update(ProductUpdate)
 }

@@ -24,7 +24,7 @@ mod symmetric;
 pub use element::CpuElement;
 pub use simd::Isa;
 
-use crate::backend::{Backend, Shape};
+use crate::backend::{Backend, Shape, product_then_update};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::matrix::Host;
@@ -175,5 +175,8 @@ impl<E: CpuElement> Backend for Cpu<E> {
     }
     fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
         E::adam(self, args)
+    }
+    fn product_update(&self, args: ProductUpdate<'_, Self>) -> Result<()> {
+        if optimizer::fits_l2(&args) { E::product_update(self, args) } else { product_then_update(self, args) }
     }
 }

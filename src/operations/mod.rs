@@ -17,7 +17,7 @@ pub use backward::{BackwardDz, CorrelationTerm, StatisticsTerm};
 pub use decode::{Decode, DecodeBackward};
 pub use dual::CorrelationDual;
 pub use encode::{Encode, Moments, Responsibilities};
-pub use optimizer::{Adam, AdamConfig, Sgd, SgdConfig};
+pub use optimizer::{Adam, AdamConfig, Optimizer, ProductUpdate, Sgd, SgdConfig};
 pub use product::{ColumnSums, Layout, Product};
 pub use redundancy::WeightRedundancy;
 pub use statistics::{Comoments, Covariance, FinishStatistics, PrimalCorrelation, Recentre};

@@ -1,8 +1,8 @@
 //! Optimisers: one read and one write of each buffer.
 
 use super::{check_slice, check_slice_mut};
-use crate::backend::{Backend, Slice, SliceMut};
-use crate::error::{Error, Result};
+use crate::backend::{Backend, Mat, Slice, SliceMut};
+use crate::error::{Error, Result, check_len};
 use crate::matrix::Memory;
 
 /// Settings of [`Sgd`].
@@ -19,6 +19,18 @@ pub struct SgdConfig {
 impl Default for SgdConfig {
     fn default() -> Self {
         Self { learning_rate: 1e-2, momentum: 0.0, weight_decay: 0.0 }
+    }
+}
+
+impl SgdConfig {
+    fn check(&self) -> Result<()> {
+        finite("learning_rate", self.learning_rate)?;
+        finite("weight_decay", self.weight_decay)?;
+        fraction("momentum", self.momentum)
+    }
+    /// Length of the velocity of `len` parameters.
+    fn velocity_len(&self, len: usize) -> usize {
+        if self.momentum == 0.0 { 0 } else { len }
     }
 }
 
@@ -45,14 +57,11 @@ impl<B: Backend + ?Sized> Sgd<'_, B> {
     pub fn check(&self) -> Result<usize> {
         let len = B::Memory::len_mut::<B::Real>(&self.parameters);
         check_slice::<B, _>("gradient", len, &self.gradient)?;
-        let velocity = if self.config.momentum == 0.0 { 0 } else { len };
-        check_slice_mut::<B, _>("velocity", velocity, &self.velocity)?;
+        check_slice_mut::<B, _>("velocity", self.config.velocity_len(len), &self.velocity)?;
         if let Some(storage) = &self.storage {
             check_slice_mut::<B, _>("storage", len, storage)?;
         }
-        finite("learning_rate", self.config.learning_rate)?;
-        finite("weight_decay", self.config.weight_decay)?;
-        fraction("momentum", self.config.momentum)?;
+        self.config.check()?;
         Ok(len)
     }
 }
@@ -75,6 +84,22 @@ pub struct AdamConfig {
 impl Default for AdamConfig {
     fn default() -> Self {
         Self { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+impl AdamConfig {
+    fn check(&self, step: u64) -> Result<()> {
+        finite("learning_rate", self.learning_rate)?;
+        finite("weight_decay", self.weight_decay)?;
+        fraction("beta1", self.beta1)?;
+        fraction("beta2", self.beta2)?;
+        if !(self.eps >= 0.0 && self.eps.is_finite()) {
+            return Err(Error::Configuration { name: "eps", value: self.eps, requirement: "finite and not negative" });
+        }
+        if step == 0 {
+            return Err(Error::Configuration { name: "step", value: 0.0, requirement: "at least 1" });
+        }
+        Ok(())
     }
 }
 
@@ -112,21 +137,85 @@ impl<B: Backend + ?Sized> Adam<'_, B> {
         if let Some(storage) = &self.storage {
             check_slice_mut::<B, _>("storage", len, storage)?;
         }
-        finite("learning_rate", self.config.learning_rate)?;
-        finite("weight_decay", self.config.weight_decay)?;
-        fraction("beta1", self.config.beta1)?;
-        fraction("beta2", self.config.beta2)?;
-        if !(self.config.eps >= 0.0 && self.config.eps.is_finite()) {
-            return Err(Error::Configuration {
-                name: "eps",
-                value: self.config.eps,
-                requirement: "finite and not negative",
-            });
-        }
-        if self.step == 0 {
-            return Err(Error::Configuration { name: "step", value: 0.0, requirement: "at least 1" });
-        }
+        self.config.check(self.step)?;
         Ok(len)
+    }
+}
+
+/// An optimiser and its state for P parameters: [`Sgd`] or [`Adam`], but for gradient and parameters.
+pub enum Optimizer<'a, B: Backend + ?Sized> {
+    /// [`Sgd`].
+    Sgd {
+        /// Settings.
+        config: SgdConfig,
+        /// u \[P\]; zeros at first. Empty if momentum is 0.
+        velocity: SliceMut<'a, B, B::Real>,
+    },
+    /// [`Adam`].
+    Adam {
+        /// Settings.
+        config: AdamConfig,
+        /// t, which counts from 1.
+        step: u64,
+        /// m \[P\]; zeros at first.
+        first_moment: SliceMut<'a, B, B::Real>,
+        /// u \[P\]; zeros at first.
+        second_moment: SliceMut<'a, B, B::Real>,
+    },
+}
+
+impl<B: Backend + ?Sized> Optimizer<'_, B> {
+    fn check(&self, len: usize) -> Result<()> {
+        match self {
+            Optimizer::Sgd { config, velocity } => {
+                check_slice_mut::<B, _>("velocity", config.velocity_len(len), velocity)?;
+                config.check()
+            }
+            Optimizer::Adam { config, step, first_moment, second_moment } => {
+                check_slice_mut::<B, _>("first_moment", len, first_moment)?;
+                check_slice_mut::<B, _>("second_moment", len, second_moment)?;
+                config.check(*step)
+            }
+        }
+    }
+}
+
+/// A product whose result is a gradient, with the optimiser's step: θ updated by g = leftᵀ · right (dW = dZᵀ x).
+///
+/// The same numbers as a [`Product`](super::Product) and then [`Sgd`] or [`Adam`], but a backend need not write the gradient: the CPU's
+/// kernels update parameters while a tile of it is in L1.
+pub struct ProductUpdate<'a, B: Backend + ?Sized> {
+    /// \[K,M\].
+    pub left: Mat<'a, B, B::Element>,
+    /// \[K,N\].
+    pub right: Mat<'a, B, B::Element>,
+    /// Whether g is the product plus what `gradient` holds.
+    pub accumulate: bool,
+    /// \[M·N\]; undefined afterwards.
+    pub gradient: SliceMut<'a, B, B::Real>,
+    /// The optimiser and its state.
+    pub optimizer: Optimizer<'a, B>,
+    /// θ \[M·N\], row by row.
+    pub parameters: SliceMut<'a, B, B::Real>,
+    /// θ rounded to the storage type \[M·N\], written if given.
+    pub storage: Option<SliceMut<'a, B, B::Element>>,
+    /// Scratch.
+    pub workspace: SliceMut<'a, B, f64>,
+}
+
+impl<B: Backend + ?Sized> ProductUpdate<'_, B> {
+    /// Checks shapes and settings and returns (M, N, K).
+    pub fn check(&self) -> Result<(usize, usize, usize)> {
+        let (m, n, k) = (self.left.cols(), self.right.cols(), self.left.rows());
+        self.right.expect("right", k, n)?;
+        let len = m.checked_mul(n).ok_or(Error::Overflow { what: "the gradient" })?;
+        check_len("gradient", len, B::Memory::len_mut::<B::Real>(&self.gradient))?;
+        check_len("parameters", len, B::Memory::len_mut::<B::Real>(&self.parameters))?;
+        if let Some(storage) = &self.storage {
+            check_slice_mut::<B, _>("storage", len, storage)?;
+        }
+        self.optimizer.check(len)?;
+        Ok((m, n, k))
     }
 }
 
