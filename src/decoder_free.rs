@@ -1,6 +1,6 @@
 //! The decoder-free sparse autoencoder: losses and gradients of a batch, over any backend.
 
-use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut};
+use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut, update};
 use crate::element::Element;
 use crate::error::{Error, Result, check_len};
 use crate::matrix::{MatMut, MatRef, Memory};
@@ -61,6 +61,43 @@ pub struct DecoderFreeStep<'a, B: Backend + ?Sized> {
     pub row_loss: Option<SliceMut<'a, B, B::Real>>,
 }
 
+/// Inputs and outputs of one step of training; N may be anything up to the plan's rows.
+pub struct DecoderFreeTrainStep<'a, B: Backend + ?Sized> {
+    /// Input \[N,D\].
+    pub x: Mat<'a, B, B::Element>,
+    /// Weight \[H,D\], updated.
+    pub weight: Trained<'a, B>,
+    /// Bias \[H\], updated. It needs no copy in the storage type.
+    pub bias: Trained<'a, B>,
+    /// Activations \[N,H\] before the update, if wanted.
+    pub activations: Option<MatOut<'a, B, B::Element>>,
+    /// Row losses ℓ \[N\] before the update, if wanted.
+    pub row_loss: Option<SliceMut<'a, B, B::Real>>,
+}
+
+/// P parameters in training.
+pub struct Trained<'a, B: Backend + ?Sized> {
+    /// θ \[P\], row by row; updated.
+    pub parameters: SliceMut<'a, B, B::Real>,
+    /// θ rounded to the storage type \[P\]: what the products read; rounded again after the update. May be left out where the storage type
+    /// is that of the parameters.
+    pub storage: Option<SliceMut<'a, B, B::Element>>,
+    /// The optimiser and its state.
+    pub optimizer: Optimizer<'a, B>,
+}
+
+impl<B: Backend + ?Sized> Trained<'_, B> {
+    /// What the products read.
+    fn matrix(&self, rows: usize, cols: usize) -> Result<Mat<'_, B, B::Element>> {
+        let stored = match &self.storage {
+            Some(storage) => B::Memory::as_ref(storage),
+            None => B::Memory::as_type(B::Memory::as_ref::<B::Real>(&self.parameters))
+                .ok_or(Error::NoStorage { storage: B::Element::NAME, parameters: B::Real::NAME })?,
+        };
+        MatRef::from_memory(stored, rows, cols, cols)
+    }
+}
+
 /// Losses and gradients of the decoder-free objective: a plan that owns all memory that a step needs.
 ///
 /// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
@@ -85,6 +122,8 @@ pub struct DecoderFree<B: Backend> {
     weight_gram: Buffer<B, B::Coupling>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
+    /// Gradients of weight and bias in training; made when first needed.
+    gradients: Option<Gradients<B>>,
     workspace: Buffer<B, f64>,
     /// Rows of the batch that the losses are of.
     count: u64,
@@ -96,6 +135,11 @@ struct MomentBuffers<B: Backend> {
     row_loss_sum: Buffer<B, f64>,
     sum: Buffer<B, f64>,
     sum_squares: Buffer<B, f64>,
+}
+
+struct Gradients<B: Backend> {
+    weight: Buffer<B, B::Real>,
+    bias: Buffer<B, B::Real>,
 }
 
 /// How the correlation term of a batch is computed.
@@ -159,6 +203,7 @@ impl<B: Backend> DecoderFree<B> {
             coupling: backend.alloc(primal_len.max(dual_len))?,
             weight_gram: backend.alloc(square(weight_side)?)?,
             terms: backend.alloc(3)?,
+            gradients: None,
             workspace: backend.alloc(workspace)?,
             count: 0,
             backend,
@@ -183,6 +228,90 @@ impl<B: Backend> DecoderFree<B> {
     pub fn step(&mut self, mut step: DecoderFreeStep<'_, B>) -> Result<()> {
         self.check_step(&step)?;
         let correlation = self.check_batch(step.x.rows())?;
+        self.whole_batch(&mut step, correlation, true)?;
+        self.weight_term(step.weight, Some(step.grad_weight))
+    }
+
+    /// A step and the optimiser's update with its gradients, of weight and bias. The gradients are the plan's own; where they need not be
+    /// stored ([`ProductUpdate`]) they are not.
+    ///
+    /// Parameters are updated even if the losses are not finite.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::NoStorage`], [`Error::Configuration`].
+    pub fn train_step(&mut self, mut step: DecoderFreeTrainStep<'_, B>) -> Result<()> {
+        let Shape { inputs: d, latents: h, .. } = self.config.shape;
+        let x = step.x;
+        let bias = B::Memory::as_ref::<B::Real>(&step.bias.parameters);
+        self.check_inputs(x, step.weight.matrix(h, d)?, bias)?;
+        self.check_outputs(x.rows(), step.activations.as_ref(), step.row_loss.as_ref())?;
+        step.weight.optimizer.check(h.checked_mul(d).ok_or(Error::Overflow { what: "the gradient" })?)?;
+        step.bias.optimizer.check(h)?;
+        let correlation = self.check_batch(x.rows())?;
+        // Taken, as the plan's methods borrow all of it.
+        let mut gradients = match self.gradients.take() {
+            Some(gradients) => gradients,
+            None => Gradients { weight: self.backend.alloc(h * d)?, bias: self.backend.alloc(h)? },
+        };
+        let result = self.train(&mut step, &mut gradients, correlation);
+        self.gradients = Some(gradients);
+        result
+    }
+
+    fn train(
+        &mut self,
+        step: &mut DecoderFreeTrainStep<'_, B>,
+        gradients: &mut Gradients<B>,
+        correlation: Correlation,
+    ) -> Result<()> {
+        let Shape { inputs: d, latents: h, .. } = self.config.shape;
+        let x = step.x;
+        // The weight term is added to the gradient, which has to be whole then.
+        let redundancy = self.config.objective.lambda_wr != 0.0;
+        {
+            let weight = step.weight.matrix(h, d)?;
+            let mut gradient_step = DecoderFreeStep {
+                x,
+                weight,
+                bias: B::Memory::as_ref::<B::Real>(&step.bias.parameters),
+                grad_weight: MatMut::from_memory(B::Memory::slice_mut(&mut gradients.weight), h, d, d)?,
+                grad_bias: B::Memory::slice_mut(&mut gradients.bias),
+                grad_x: None,
+                activations: step.activations.as_mut().map(MatMut::reborrow),
+                row_loss: step.row_loss.as_mut().map(B::Memory::reborrow),
+            };
+            self.whole_batch(&mut gradient_step, correlation, redundancy)?;
+            self.weight_term(weight, Some(gradient_step.grad_weight))?;
+        }
+        let Trained { parameters, storage, optimizer } = &mut step.weight;
+        if redundancy {
+            update(&self.backend, optimizer, B::Memory::slice(&gradients.weight), parameters, storage)?;
+        } else {
+            let first = 0..x.rows().min(self.block_rows);
+            let dz = B::Memory::part(B::Memory::slice(&self.dz), 0..first.len() * h);
+            self.backend.product_update(ProductUpdate {
+                left: MatRef::from_memory(dz, first.len(), h, h)?,
+                right: x.rows_range(first.clone()),
+                accumulate: first.len() < x.rows(),
+                gradient: B::Memory::slice_mut(&mut gradients.weight),
+                optimizer: optimizer.reborrow(),
+                parameters: B::Memory::reborrow(parameters),
+                storage: storage.as_mut().map(B::Memory::reborrow),
+                workspace: B::Memory::slice_mut(&mut self.workspace),
+            })?;
+        }
+        let Trained { parameters, storage, optimizer } = &mut step.bias;
+        update(&self.backend, optimizer, B::Memory::slice(&gradients.bias), parameters, storage)
+    }
+
+    /// Losses and gradients of a whole batch, but for the weight term; and without ∂L/∂W of the first block, which comes last, unless
+    /// `whole_product`.
+    fn whole_batch(
+        &mut self,
+        step: &mut DecoderFreeStep<'_, B>,
+        correlation: Correlation,
+        whole_product: bool,
+    ) -> Result<()> {
         let count = step.x.rows() as u64;
         self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
         self.finish(count, step.activations.as_ref(), correlation)?;
@@ -190,8 +319,7 @@ impl<B: Backend> DecoderFree<B> {
         // All activations are there if the caller keeps them, else those of the last block.
         let last = blocks(step.x.rows(), self.block_rows).next_back().map_or(0, |block| block.start);
         let encoded_from = if step.activations.is_some() { 0 } else { last };
-        self.second_pass(&mut step, correlation, encoded_from, false)?;
-        self.weight_term(step.weight, Some(step.grad_weight))
+        self.second_pass(step, correlation, SecondPass { encoded_from, accumulate: false, whole_product })
     }
 
     /// Losses alone, and activations and row losses if wanted.
@@ -306,7 +434,8 @@ impl<B: Backend> DecoderFree<B> {
         let correlation = self.sharded_correlation()?;
         self.upload_statistics(statistics, correlation)?;
         self.finish(count, None, correlation)?;
-        self.second_pass(&mut step, correlation, usize::MAX, true)?;
+        let pass = SecondPass { encoded_from: usize::MAX, accumulate: true, whole_product: true };
+        self.second_pass(&mut step, correlation, pass)?;
         self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
     }
 
@@ -549,15 +678,14 @@ impl<B: Backend> DecoderFree<B> {
         })
     }
 
-    /// The backward pass, block by block, last block first: its activations may still be there. Rows before `encoded_from` are
-    /// encoded again. The first block processed overwrites the gradients, unless `accumulate`.
+    /// The backward pass, block by block, last block first: its activations may still be there.
     fn second_pass(
         &mut self,
         step: &mut DecoderFreeStep<'_, B>,
         correlation: Correlation,
-        encoded_from: usize,
-        accumulate: bool,
+        pass: SecondPass,
     ) -> Result<()> {
+        let SecondPass { encoded_from, accumulate, whole_product } = pass;
         let h = self.config.shape.latents;
         let objective = self.config.objective;
         for block in blocks(step.x.rows(), self.block_rows).rev() {
@@ -611,14 +739,16 @@ impl<B: Backend> DecoderFree<B> {
                 grad_bias: B::Memory::reborrow(&mut step.grad_bias),
                 workspace: B::Memory::slice_mut(&mut self.workspace),
             })?;
-            self.backend.product(Product {
-                layout: Layout::Tn,
-                left: dz.as_ref(),
-                right: x,
-                accumulate,
-                out: step.grad_weight.reborrow(),
-                workspace: B::Memory::slice_mut(&mut self.workspace),
-            })?;
+            if whole_product || block.start > 0 {
+                self.backend.product(Product {
+                    layout: Layout::Tn,
+                    left: dz.as_ref(),
+                    right: x,
+                    accumulate,
+                    out: step.grad_weight.reborrow(),
+                    workspace: B::Memory::slice_mut(&mut self.workspace),
+                })?;
+            }
             if let Some(grad_x) = &mut step.grad_x {
                 self.backend.product(Product {
                     layout: Layout::Nn,
@@ -656,6 +786,16 @@ impl<B: Backend> DecoderFree<B> {
             workspace: B::Memory::slice_mut(&mut self.workspace),
         })
     }
+}
+
+/// Which parts of the backward pass there are.
+struct SecondPass {
+    /// Rows before this one are encoded again.
+    encoded_from: usize,
+    /// Whether the first block processed adds to the gradients, as the others do.
+    accumulate: bool,
+    /// Whether the block processed last adds its ∂L/∂W.
+    whole_product: bool,
 }
 
 /// The blocks of a batch; one empty block for no rows.

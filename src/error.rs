@@ -30,6 +30,16 @@ pub enum Error {
         /// Elements it has.
         found: usize,
     },
+    /// Parameters are not of the storage type, and the copy of them that is was not given.
+    #[error(
+        "parameters are {parameters}, but the products read {storage}: pass `storage`, a copy of them in {storage}"
+    )]
+    NoStorage {
+        /// Name of the storage type.
+        storage: &'static str,
+        /// Name of the parameters' type.
+        parameters: &'static str,
+    },
     /// The row stride of a view is smaller than its number of columns, so rows would overlap.
     #[error("row stride {row_stride} is smaller than the {cols} columns of a row; pass a stride of at least {cols}")]
     Stride {

@@ -62,7 +62,7 @@ pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, 
 /// The version of cudarc that [`Cuda`]'s streams and buffers are of.
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep};
+pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, Trained};
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};
 pub use matrix::{Host, MatMut, MatRef, Memory};

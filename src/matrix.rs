@@ -4,6 +4,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result, check_len};
+use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -44,6 +45,15 @@ pub trait Memory: Copy + Send + Sync + 'static {
     /// # Safety
     /// Those elements must be borrowed for `'a`.
     unsafe fn from_pointer<'a, T: Element>(pointer: Self::Pointer<T>, len: usize) -> Self::Slice<'a, T>;
+    /// The same address.
+    #[doc(hidden)]
+    fn cast<T: Element, U: Element>(pointer: Self::Pointer<T>) -> Self::Pointer<U>;
+    /// The slice itself as one of `U`, if that is `T`.
+    fn as_type<'a, T: Element, U: Element>(slice: Self::Slice<'a, T>) -> Option<Self::Slice<'a, U>> {
+        let same = TypeId::of::<T>() == TypeId::of::<U>();
+        // SAFETY: the same elements, of the same type, borrowed as long.
+        same.then(|| unsafe { Self::from_pointer(Self::cast(Self::pointer(slice)), Self::len(&slice)) })
+    }
     /// A shorter borrow of a slice: the compiler cannot know that it is covariant.
     fn shorten<'a, 'long: 'a, T: Element>(slice: Self::Slice<'long, T>) -> Self::Slice<'a, T> {
         // SAFETY: the elements are borrowed for 'long, which outlives 'a.
@@ -115,6 +125,9 @@ impl Memory for Host {
     }
     fn pointer<T: Element>(slice: &[T]) -> HostPointer<T> {
         HostPointer(slice.as_ptr())
+    }
+    fn cast<T: Element, U: Element>(pointer: HostPointer<T>) -> HostPointer<U> {
+        HostPointer(pointer.0.cast())
     }
     unsafe fn from_pointer<'a, T: Element>(pointer: HostPointer<T>, len: usize) -> &'a [T] {
         // SAFETY: the caller's promise.

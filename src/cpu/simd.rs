@@ -609,7 +609,11 @@ impl Simd for Avx512 {
                 _mm512_max_ps(d, _mm512_abs_ps(quotient)),
                 _mm512_set1_ps(1e18),
             );
-            if ordinary == u16::MAX { rounded } else { _mm512_div_ps(x, _mm512_add_ps(_mm512_sqrt_ps(y), z)) }
+            if ordinary == u16::MAX {
+                return rounded;
+            }
+            // Lane by lane: what a number becomes does not depend on its neighbours.
+            _mm512_mask_mov_ps(_mm512_div_ps(x, _mm512_add_ps(_mm512_sqrt_ps(y), z)), ordinary, rounded)
         }
     }
     #[inline(always)]

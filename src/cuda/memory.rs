@@ -153,6 +153,9 @@ impl Memory for CudaMemory {
     fn pointer<T: Element>(slice: CudaRef<'_, T>) -> CudaPointer<T> {
         slice.pointer
     }
+    fn cast<T: Element, U: Element>(pointer: CudaPointer<T>) -> CudaPointer<U> {
+        CudaPointer { address: pointer.address, element: PhantomData }
+    }
     unsafe fn from_pointer<'a, T: Element>(pointer: CudaPointer<T>, len: usize) -> CudaRef<'a, T> {
         CudaRef { pointer, len, life: PhantomData }
     }

@@ -165,7 +165,23 @@ pub enum Optimizer<'a, B: Backend + ?Sized> {
 }
 
 impl<B: Backend + ?Sized> Optimizer<'_, B> {
-    fn check(&self, len: usize) -> Result<()> {
+    /// A shorter borrow.
+    pub fn reborrow(&mut self) -> Optimizer<'_, B> {
+        match self {
+            Optimizer::Sgd { config, velocity } => {
+                Optimizer::Sgd { config: *config, velocity: B::Memory::reborrow(velocity) }
+            }
+            Optimizer::Adam { config, step, first_moment, second_moment } => Optimizer::Adam {
+                config: *config,
+                step: *step,
+                first_moment: B::Memory::reborrow(first_moment),
+                second_moment: B::Memory::reborrow(second_moment),
+            },
+        }
+    }
+
+    /// Checks the settings and the state of `len` parameters.
+    pub fn check(&self, len: usize) -> Result<()> {
         match self {
             Optimizer::Sgd { config, velocity } => {
                 check_slice_mut::<B, _>("velocity", config.velocity_len(len), velocity)?;
