@@ -1,8 +1,9 @@
 //! Steps for `scripts/instructions.sh` to count the instructions of: fixed data, one thread, AVX2 (of which there is a simulator).
 
+use sae_kernels::operations::{AdamConfig, Optimizer};
 use sae_kernels::{
-    Cpu, CpuElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, Form, Isa, MatMut, MatRef, Shape, StandardConfig,
-    StandardGradients, StandardParameters, StandardSae, bf16,
+    Cpu, CpuElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, Form, Isa, MatMut, MatRef,
+    Shape, StandardConfig, StandardGradients, StandardParameters, StandardSae, Trained, bf16,
 };
 
 fn main() {
@@ -11,8 +12,9 @@ fn main() {
         Some("paper") => decoder_free::<f32>(PAPER, Form::Primal),
         Some("paper-bf16") => decoder_free::<bf16>(PAPER, Form::Primal),
         Some("dual") => decoder_free::<f32>(Shape { rows: 48, inputs: 64, latents: 256 }, Form::Dual),
+        Some("training") => training(PAPER),
         Some("standard") => standard(PAPER),
-        _ => println!("run by scripts/instructions.sh with a case: paper, paper-bf16, dual, standard"),
+        _ => println!("run by scripts/instructions.sh with a case: paper, paper-bf16, dual, training, standard"),
     }
 }
 
@@ -43,6 +45,28 @@ fn decoder_free<E: CpuElement>(shape: Shape, correlation_form: Form) {
             grad_weight: MatMut::new(&mut grad_weight, latents, inputs).unwrap(),
             grad_bias: &mut grad_bias,
             grad_x: None,
+            activations: None,
+            row_loss: None,
+        })
+        .unwrap();
+}
+
+fn adam<'a>(first_moment: &'a mut [f32], second_moment: &'a mut [f32]) -> Optimizer<'a, Cpu> {
+    Optimizer::Adam { config: AdamConfig::default(), step: 1, first_moment, second_moment }
+}
+
+fn training(shape: Shape) {
+    let Shape { rows, inputs, latents } = shape;
+    let (x, mut weight, mut bias) =
+        (values::<f32>(rows * inputs), values::<f32>(latents * inputs), values::<f32>(latents));
+    let mut state = [latents * inputs, latents * inputs, latents, latents].map(|len| vec![0.0; len]);
+    let [weight_first, weight_second, bias_first, bias_second] = &mut state;
+    let mut model = DecoderFree::new(cpu::<f32>(), DecoderFreeConfig::new(shape)).unwrap();
+    model
+        .train_step(DecoderFreeTrainStep {
+            x: MatRef::new(&x, rows, inputs).unwrap(),
+            weight: Trained { parameters: &mut weight, storage: None, optimizer: adam(weight_first, weight_second) },
+            bias: Trained { parameters: &mut bias, storage: None, optimizer: adam(bias_first, bias_second) },
             activations: None,
             row_loss: None,
         })

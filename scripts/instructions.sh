@@ -14,7 +14,7 @@ trap 'rm -rf "$out"' EXIT
 target=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 {
     echo "# Instructions by step and operation on AVX2, counted by scripts/instructions.sh --update with $(rustc --version | cut -d' ' -f1-2)."
-    for case in paper paper-bf16 dual standard; do
+    for case in paper paper-bf16 dual training standard; do
         export "CARGO_TARGET_${target}_RUNNER=valgrind --quiet --tool=callgrind --callgrind-out-file=$out/$case"
         cargo bench --quiet --bench instructions -- "$case" >&2
         # Whole calls of the operations in the table, which are methods that are not generic.
