@@ -1,68 +1,120 @@
-//! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue.
+//! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue; [`ActivationSums`]: that
+//! epilogue without the product.
 //!
 //! A row's log-sum-exp is kept as (m, s) with Σ exp(−a) = s·exp(−m), m the least a so far, s a vector of partial sums: a lower a lowers m,
 //! which rescales s, mostly in the row's first tile alone. m is kept finite, so that infinite a need no case of their own. Each group of
 //! columns leaves one (m, s) a row, and each group of rows one sum a column; they are folded in order.
 
-use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
+use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Pointwise, Source, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch};
 use super::pack::Operand;
 use super::rows::{self, ColumnSums};
-use super::simd::{Isa, MAX_LANES, Simd, TILE_VECTORS, Task};
+use super::simd::{MAX_LANES, Simd, TILE_VECTORS, Task};
 use super::{Core, Cpu, CpuElement, math};
 use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
-use crate::operations::{Encode, Responsibilities};
+use crate::operations::{ActivationSums, Encode, Moments, Responsibilities};
+use std::marker::PhantomData;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
-    slots_len(core.isa, n, h).0 + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
-}
-
-/// Elements of the row slots and of one set of column slots.
-fn slots_len(isa: Isa, n: usize, h: usize) -> (usize, usize) {
-    (n * 2 * Cut::cols(isa, h).groups(), Cut::rows(isa, n, h).groups() * h)
+    n * 2 * Cut::cols(core.isa, h).groups() + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
 }
 
 pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
     let mut scratch = Scratch::new(args.workspace, workspace_len(core, n, d, h))?;
-    let (row_len, col_len) = slots_len(core.isa, n, h);
-    let row_slots = scratch.f64(row_len);
-    let (sum_slots, square_slots) = (scratch.f64(col_len), scratch.f64(col_len));
-    let row_slot_len = 2 * Cut::cols(core.isa, h).groups();
+    let mut slots = Slots::take(core, &mut scratch, n, h);
     let epilogue = EncodeEpilogue {
-        bias: args.bias,
+        bias: Some(args.bias),
         activation: args.activation,
         activations: args.activations.as_mut().map(Out::new),
-        row_slots: (args.row_loss.is_some() || args.moments.is_some())
-            .then(|| Out::dense(&mut *row_slots, row_slot_len)),
-        column_slots: args.moments.as_ref().map(|moments| ColumnSlots {
-            shift: moments.shift,
-            sum: Out::dense(&mut *sum_slots, h),
-            squares: Out::dense(&mut *square_slots, h),
-        }),
+        ..slots.epilogue(args.row_loss.is_some(), args.moments.as_ref())
     };
     Gemm::new(Operand::rows(args.x), Operand::rows(args.weight)).run(
         core,
         scratch.f64(gemm_len(core, n, h, d)),
         &epilogue,
     );
-    if epilogue.row_slots.is_some() {
-        finish_rows(core, row_slots, row_slot_len);
+    slots.finish(core, args.row_loss, args.moments);
+    Ok(())
+}
+
+/// The same epilogue on tiles that are read instead of computed.
+pub(super) fn activation_sums<E: CpuElement>(core: &Core, args: ActivationSums<'_, Cpu<E>>) -> Result<()> {
+    let (n, h) = args.check()?;
+    let mut scratch = Scratch::new(args.workspace, Slots::<E>::len(core, n, h))?;
+    let mut slots = Slots::take(core, &mut scratch, n, h);
+    let epilogue = slots.epilogue(args.row_loss.is_some(), args.moments.as_ref());
+    Pointwise { rows: n, cols: h, source: Source::Given(args.activations) }.run(core, &epilogue);
+    slots.finish(core, args.row_loss, args.moments);
+    Ok(())
+}
+
+/// What groups of tiles leave for rows and columns.
+struct Slots<'a, E> {
+    /// (m, s) for each row and group of columns.
+    rows: &'a mut [f64],
+    row_len: usize,
+    sums: &'a mut [f64],
+    squares: &'a mut [f64],
+    latents: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: CpuElement> Slots<'a, E> {
+    /// Elements of the row slots and of one set of column slots.
+    fn lens(core: &Core, n: usize, h: usize) -> (usize, usize) {
+        (n * 2 * Cut::cols(core.isa, h).groups(), Cut::rows(core.isa, n, h).groups() * h)
     }
-    if let Some(row_loss) = args.row_loss {
-        for (loss, slot) in row_loss.iter_mut().zip(row_slots.chunks_exact(row_slot_len)) {
-            *loss = slot[0] as f32;
+    fn len(core: &Core, n: usize, h: usize) -> usize {
+        let (rows, cols) = Self::lens(core, n, h);
+        rows + 2 * cols
+    }
+    fn take(core: &Core, scratch: &mut Scratch<'a>, n: usize, h: usize) -> Self {
+        let (rows, cols) = Self::lens(core, n, h);
+        Self {
+            rows: scratch.f64(rows),
+            row_len: 2 * Cut::cols(core.isa, h).groups(),
+            sums: scratch.f64(cols),
+            squares: scratch.f64(cols),
+            latents: h,
+            element: PhantomData,
         }
     }
-    if let Some(moments) = args.moments {
-        let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
-        moments.row_loss_sum[0] = before + row_slots.chunks_exact(row_slot_len).map(|slot| slot[0]).sum::<f64>();
-        rows::fold(sum_slots, moments.accumulate, moments.sum);
-        rows::fold(square_slots, moments.accumulate, moments.sum_squares);
+
+    /// The epilogue that fills what is wanted, of tiles that are activations already.
+    fn epilogue<'b>(&'b mut self, row_loss: bool, moments: Option<&'b Moments<'_, Cpu<E>>>) -> EncodeEpilogue<'b, E> {
+        EncodeEpilogue {
+            bias: None,
+            activation: Activation::Identity,
+            activations: None,
+            row_slots: (row_loss || moments.is_some()).then(|| Out::dense(&mut *self.rows, self.row_len)),
+            column_slots: moments.map(|moments| ColumnSlots {
+                shift: moments.shift,
+                sum: Out::dense(&mut *self.sums, self.latents),
+                squares: Out::dense(&mut *self.squares, self.latents),
+            }),
+        }
     }
-    Ok(())
+
+    /// Folds what the epilogue left.
+    fn finish(self, core: &Core, row_loss: Option<&mut [f32]>, moments: Option<Moments<'_, Cpu<E>>>) {
+        if row_loss.is_none() && moments.is_none() {
+            return;
+        }
+        finish_rows(core, self.rows, self.row_len);
+        let losses = self.rows.chunks_exact(self.row_len).map(|slot| slot[0]);
+        if let Some(row_loss) = row_loss {
+            row_loss.iter_mut().zip(losses.clone()).for_each(|(to, loss)| *to = loss as f32);
+        }
+        if let Some(moments) = moments {
+            let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
+            moments.row_loss_sum[0] = before + losses.sum::<f64>();
+            rows::fold(self.sums, moments.accumulate, moments.sum);
+            rows::fold(self.squares, moments.accumulate, moments.sum_squares);
+        }
+    }
 }
 
 /// Folds each row's (m, s) into ℓ = m − log s, which takes the slot's first place.
@@ -82,7 +134,8 @@ fn finish_rows(core: &Core, slots: &mut [f64], slot_len: usize) {
 }
 
 struct EncodeEpilogue<'a, E> {
-    bias: &'a [f32],
+    /// Added to the tile, if given.
+    bias: Option<&'a [f32]>,
     activation: Activation,
     activations: Option<Out<'a, E>>,
     /// (m, s) for each row and group of columns.
@@ -118,7 +171,10 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
     #[inline(always)]
     fn tile<S: Simd>(&self, s: S, state: &mut EncodeState, group: &Group, tile: Tile<'_>) {
         let cols = tile.cols.len();
-        let bias = rows::load(s, &self.bias[tile.cols.clone()]);
+        let bias = match self.bias {
+            Some(bias) => rows::load(s, &bias[tile.cols.clone()]),
+            None => rows::splat(s, 0.0),
+        };
         let shift = match &self.column_slots {
             Some(ColumnSlots { shift: Some(shift), .. }) => rows::load(s, &shift[tile.cols.clone()]),
             _ => rows::splat(s, 0.0),

@@ -137,6 +137,9 @@ impl<E: CpuElement> Backend for Cpu<E> {
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
         E::encode(self, args)
     }
+    fn activation_sums(&self, args: ActivationSums<'_, Self>) -> Result<()> {
+        E::activation_sums(self, args)
+    }
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
         E::responsibilities(self, args)
     }
