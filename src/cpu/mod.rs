@@ -83,6 +83,12 @@ impl<E: CpuElement> Cpu<E> {
         self.core.threads.count()
     }
 
+    /// The same instruction set and threads with another storage type.
+    #[cfg(feature = "capi")]
+    pub(crate) fn storing<F: CpuElement>(&self) -> Cpu<F> {
+        Cpu { core: self.core.clone(), element: PhantomData }
+    }
+
     /// Calls `task` once on each thread that only this backend uses; the calling thread is none of them.
     #[cfg(feature = "capi")]
     pub(crate) fn on_own_threads(&self, task: impl Fn() + Sync) {

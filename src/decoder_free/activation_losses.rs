@@ -2,7 +2,7 @@
 
 use super::{Correlation, DecoderFree, DecoderFreeConfig, rows_of, statistics_term};
 use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, SliceMut};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_len};
 use crate::matrix::{MatMut, MatRef, Memory};
 use crate::objective::{Activation, Losses, Objective};
 use crate::operations::*;
@@ -15,7 +15,7 @@ pub struct ActivationStep<'a, B: Backend + ?Sized> {
     pub weight: Option<Mat<'a, B, B::Element>>,
     /// ∂L/∂a \[N,H\].
     pub grad_activations: Option<MatOut<'a, B, B::Element>>,
-    /// ∂L/∂W \[H,D\], of the weight-redundancy term.
+    /// ∂L/∂W \[H,D\], of the weight-redundancy term; only with a weight.
     pub grad_weight: Option<MatOut<'a, B, B::Real>>,
     /// r = softmax(−a) by row \[N,H\].
     pub responsibilities: Option<MatOut<'a, B, B::Real>>,
@@ -125,6 +125,8 @@ impl<B: Backend> ActivationLosses<B> {
                 let requirement = "0 where no weight is given";
                 return Err(Error::Configuration { name: "lambda_wr", value: objective.lambda_wr, requirement });
             }
+            // A gradient of what is not there.
+            None if step.grad_weight.is_some() => check_len("weight", latents * inputs, 0)?,
             None => {}
         }
         if let Some(grad_activations) = &step.grad_activations {
