@@ -14,7 +14,6 @@ fewer than two rows where a variance is needed.
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import _library
 from ._arguments import check_matrix, check_shape, check_type
@@ -58,6 +57,14 @@ def _dense(tensor, dtype=None):
     return tensor.to(dtype or tensor.dtype).contiguous().resolve_neg()
 
 
+def _scalar(like, value):
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _empty(like, *shape, dtype=None):
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
 def _pointers(*tensors):
     return (None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
@@ -78,14 +85,34 @@ def _activation_losses(objective, a, W=None, *, gradient=False, weight_gradient=
     (n, h), d = a.shape, 1 if W is None else W.shape[1]
     a, lda = _rows(a)
     W = None if W is None else _dense(W)
-    grad_a = a.new_empty(n, h) if gradient else None
-    grad_W = W.new_empty(h, d, dtype=real) if weight_gradient else None
-    r = a.new_empty(n, h, dtype=real) if responsibilities else None
+    grad_a = _empty(a, n, h) if gradient else None
+    grad_W = _empty(W, h, d, dtype=real) if weight_gradient else None
+    r = _empty(a, n, h, dtype=real) if responsibilities else None
     pointers = _pointers(W, grad_a, grad_W, r, None)
     losses = _library.call("activation_losses", storage, objective, (n, d, h), a.data_ptr(), lda, *pointers)
     # Results have the type of what they are of.
     grad_W, r = (None if t is None else t.to(a.dtype) for t in (grad_W, r))
     return losses, grad_a, grad_W, r
+
+
+class _Once(Function):
+    """A gradient that depends on the inputs by kernels alone: to differentiate it again is an error, never a silent 0."""
+
+    @staticmethod
+    def forward(ctx, grad, *inputs):
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "sae_kernels has no second derivatives of this loss: call backward() without create_graph, or write the loss in "
+            "PyTorch's own operations where they are needed (those of lse_loss and encode_lse are there)"
+        )
+
+
+def _scaled(grad_loss, grad, *inputs):
+    grad = None if grad is None else grad_loss * grad
+    return grad if grad is None or not torch.is_grad_enabled() else _Once.apply(grad, *inputs)
 
 
 class _LseLoss(Function):
@@ -95,7 +122,7 @@ class _LseLoss(Function):
         # The gradient of Σ ℓ is what the responsibilities are.
         losses, r, _, _ = _activation_losses(_library.only(lambda_lse=1.0), a, gradient=True)
         ctx.save_for_backward(r)
-        return a.new_tensor(losses.lse), r
+        return _scalar(a, losses.lse), r
 
     @staticmethod
     def backward(ctx, grad_loss, grad_r):
@@ -111,18 +138,16 @@ class _StatisticsLoss(Function):
     @staticmethod
     def forward(ctx, a, objective, term):
         losses, grad, _, _ = _activation_losses(objective, a, gradient=ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        return a.new_tensor(getattr(losses, term))
+        ctx.save_for_backward(grad, a)
+        return _scalar(a, getattr(losses, term))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss):
-        (grad,) = ctx.saved_tensors
-        return grad_loss * grad, None, None
+        return _scaled(grad_loss, *ctx.saved_tensors), None, None
 
 
 def _weight_losses(W, gradient):
-    none = W.new_empty(0, W.shape[0])
+    none = _empty(W, 0, W.shape[0])
     losses, _, grad, _ = _activation_losses(_library.only(lambda_wr=1.0), none, W, weight_gradient=gradient)
     return losses.wr, grad
 
@@ -131,14 +156,12 @@ class _WeightRedundancyLoss(Function):
     @staticmethod
     def forward(ctx, W):
         loss, grad = _weight_losses(W, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        return W.new_tensor(loss)
+        ctx.save_for_backward(grad, W)
+        return _scalar(W, loss)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss):
-        (grad,) = ctx.saved_tensors
-        return grad_loss * grad
+        return _scaled(grad_loss, *ctx.saved_tensors)
 
 
 class _CombinedLoss(Function):
@@ -157,15 +180,15 @@ class _CombinedLoss(Function):
             terms.update({term: getattr(others, term) for term in ("lse", "var", "tc") if not weighted[term]})
         if not weighted["wr"]:
             terms["wr"], _ = _weight_losses(W, False)
-        ctx.save_for_backward(grad_a, grad_W)
-        results = [a.new_tensor(terms[term]) for term in _library.TERMS] + [r]
+        ctx.save_for_backward(grad_a, grad_W, a, W)
+        results = [_scalar(a, terms[term]) for term in _library.TERMS] + [r]
         ctx.mark_non_differentiable(*results)
-        return a.new_tensor(losses.total), *results
+        return _scalar(a, losses.total), *results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_total, *_):
-        return *(None if grad is None else grad_total * grad for grad in ctx.saved_tensors), None
+        grad_a, grad_W, *inputs = ctx.saved_tensors
+        return _scaled(grad_total, grad_a, *inputs), _scaled(grad_total, grad_W, *inputs), None
 
 
 def lse_loss(a):
@@ -224,7 +247,7 @@ def _encoder(x, weight, bias):
 def _call(name, objective, extents, x, weight, bias, *outputs):
     storage, real = _storage("x", x)
     x, ldx = _rows(x)
-    weight, bias = _dense(weight), _dense(bias, real)
+    weight, bias = _dense(weight), _dense(bias, dtype=real)
     return _library.call(name, storage, objective, extents, x.data_ptr(), ldx, *_pointers(weight, bias, *outputs))
 
 
@@ -233,7 +256,7 @@ class _EncodeLse(Function):
     def forward(ctx, x, weight, bias):
         ctx.set_materialize_grads(False)
         real, (n, d, h) = _encoder(x, weight, bias)
-        a, row_loss = x.new_empty(n, h), x.new_empty(n, dtype=real)
+        a, row_loss = _empty(x, n, h), _empty(x, n, dtype=real)
         _call("decoder_free_forward", _library.only(lambda_lse=1.0), (n, d, h), x, weight, bias, a, row_loss)
         row_loss = row_loss.to(x.dtype)
         ctx.save_for_backward(x, weight, a, row_loss)
@@ -262,26 +285,26 @@ class _DecoderFreeLoss(Function):
     @staticmethod
     def forward(ctx, x, weight, bias, objective):
         real, (n, d, h) = _encoder(x, weight, bias)
-        a, row_loss = x.new_empty(n, h), x.new_empty(n, dtype=real)
+        a, row_loss = _empty(x, n, h), _empty(x, n, dtype=real)
         if any(ctx.needs_input_grad[:3]):
-            grads = [x.new_empty(shape, dtype=real) for shape in ((h, d), (h,), (n, d))]
+            grads = [_empty(x, *shape, dtype=real) for shape in ((h, d), (h,), (n, d))]
             grad_weight, grad_bias, grad_x = grads
             if not ctx.needs_input_grad[0]:
                 grads[2] = grad_x = None
             losses = _call("decoder_free_step", objective, (n, d, h), x, weight, bias, a, row_loss, *grads)
             grad_x = None if grad_x is None else grad_x.to(x.dtype)
-            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype))
+            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), x, weight, bias)
         else:
             losses = _call("decoder_free_forward", objective, (n, d, h), x, weight, bias, a, row_loss)
-        results = [x.new_tensor(getattr(losses, term)) for term in _library.TERMS] + [a, row_loss.to(x.dtype)]
+        results = [_scalar(x, getattr(losses, term)) for term in _library.TERMS] + [a, row_loss.to(x.dtype)]
         ctx.mark_non_differentiable(*results)
-        return x.new_tensor(losses.total), *results
+        return _scalar(x, losses.total), *results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_total, *_):
-        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad)
-        return *(grad_total * grad if needed else None for grad, needed in wanted), None
+        *grads, x, weight, bias = ctx.saved_tensors
+        wanted = zip(grads, ctx.needs_input_grad)
+        return *(_scaled(grad_total, grad, x, weight, bias) if needed else None for grad, needed in wanted), None
 
 
 def encode_lse(x, weight, bias):
