@@ -1,12 +1,15 @@
-// Kernels for sparse autoencoders: the C functions of the library sae-kernels, in a CPU context and float so far.
+// Kernels for sparse autoencoders: the C functions of the library sae-kernels, in a CPU context so far.
 //
 // Every function that returns int32_t returns SAEK_OK or an error code, and saek_last_error() says what was wrong and
 // what would be right. Arguments are checked before anything is written. Nothing is printed, no call ends the program,
 // and no exception leaves the library.
 //
+// Names end in the storage type of x, weight and activations: float, double, or bf16 and f16 (IEEE half) as uint16_t.
+// Everything else is float, or double where that is the storage type; sums and losses are double.
+//
 // n is the number of rows of the batch, d of inputs, h of latents. Matrices are row-major, and dense but for x, whose
-// rows are ldx >= d elements apart, so that it spans (n-1)*ldx + d elements. An array without elements may be NULL, or
-// point anywhere.
+// rows are ldx >= d elements apart, so that it spans (n-1)*ldx + d elements, and for given activations, whose rows are
+// lda >= h elements apart. An array without elements may be NULL, or point anywhere.
 //
 // The caller answers for what cannot be checked: that arrays are as long as the extents say, and that from the call to
 // the return nobody else writes what it reads, nor reads or writes what it writes. What a call writes may overlap
@@ -57,7 +60,7 @@
 #define SAEK_MAX_THREADS 1024
 
 // Where steps are computed, and the memory that they use. It keeps the memory of the last call, so a step of the same
-// objective, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
+// objective, type, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
 // statistics always hold what the correlation term needs, phases with lambda_tc = 0 make all their memory anew.
 //
 // Several threads may use one context: their calls wait for each other.
@@ -135,6 +138,113 @@ int32_t saek_decoder_free_step_f32(saek_context *context,
                                    float *grad_x,
                                    saek_losses *losses);
 
+// As saek_decoder_free_step_f32, with bf16 for x, weight and activations.
+int32_t saek_decoder_free_step_bf16(saek_context *context,
+                                    const saek_objective *objective,
+                                    int64_t n,
+                                    int64_t d,
+                                    int64_t h,
+                                    const uint16_t *x,
+                                    int64_t ldx,
+                                    const uint16_t *weight,
+                                    const float *bias,
+                                    uint16_t *activations,
+                                    float *row_loss,
+                                    float *grad_weight,
+                                    float *grad_bias,
+                                    float *grad_x,
+                                    saek_losses *losses);
+
+// As saek_decoder_free_step_f32, with f16 for x, weight and activations.
+int32_t saek_decoder_free_step_f16(saek_context *context,
+                                   const saek_objective *objective,
+                                   int64_t n,
+                                   int64_t d,
+                                   int64_t h,
+                                   const uint16_t *x,
+                                   int64_t ldx,
+                                   const uint16_t *weight,
+                                   const float *bias,
+                                   uint16_t *activations,
+                                   float *row_loss,
+                                   float *grad_weight,
+                                   float *grad_bias,
+                                   float *grad_x,
+                                   saek_losses *losses);
+
+// As saek_decoder_free_step_f32, all in double, and by plain loops: for checks of gradients and small batches.
+int32_t saek_decoder_free_step_f64(saek_context *context,
+                                   const saek_objective *objective,
+                                   int64_t n,
+                                   int64_t d,
+                                   int64_t h,
+                                   const double *x,
+                                   int64_t ldx,
+                                   const double *weight,
+                                   const double *bias,
+                                   double *activations,
+                                   double *row_loss,
+                                   double *grad_weight,
+                                   double *grad_bias,
+                                   double *grad_x,
+                                   saek_losses *losses);
+
+// The losses of a step alone: no gradients. activations [n,h] and row_loss [n] may be NULL.
+int32_t saek_decoder_free_forward_f32(saek_context *context,
+                                      const saek_objective *objective,
+                                      int64_t n,
+                                      int64_t d,
+                                      int64_t h,
+                                      const float *x,
+                                      int64_t ldx,
+                                      const float *weight,
+                                      const float *bias,
+                                      float *activations,
+                                      float *row_loss,
+                                      saek_losses *losses);
+
+// As saek_decoder_free_forward_f32, all in double, and by plain loops.
+int32_t saek_decoder_free_forward_f64(saek_context *context,
+                                      const saek_objective *objective,
+                                      int64_t n,
+                                      int64_t d,
+                                      int64_t h,
+                                      const double *x,
+                                      int64_t ldx,
+                                      const double *weight,
+                                      const double *bias,
+                                      double *activations,
+                                      double *row_loss,
+                                      saek_losses *losses);
+
+// As saek_decoder_free_forward_f32, with bf16 for x, weight and activations.
+int32_t saek_decoder_free_forward_bf16(saek_context *context,
+                                       const saek_objective *objective,
+                                       int64_t n,
+                                       int64_t d,
+                                       int64_t h,
+                                       const uint16_t *x,
+                                       int64_t ldx,
+                                       const uint16_t *weight,
+                                       const float *bias,
+                                       uint16_t *activations,
+                                       float *row_loss,
+                                       saek_losses *losses);
+
+// As saek_decoder_free_forward_f32, with f16 for x, weight and activations.
+int32_t saek_decoder_free_forward_f16(saek_context *context,
+                                      const saek_objective *objective,
+                                      int64_t n,
+                                      int64_t d,
+                                      int64_t h,
+                                      const uint16_t *x,
+                                      int64_t ldx,
+                                      const uint16_t *weight,
+                                      const float *bias,
+                                      uint16_t *activations,
+                                      float *row_loss,
+                                      saek_losses *losses);
+
 // Numbers in a buffer of statistics: 2 + h + h(h+1)/2, or -1 and an error. With a the activations and c the shift,
 // they are the number of rows, the sum of the row losses, the sums of a_j - c_j, and the upper triangle, row by row,
 // of the sums of (a_i - c_i)(a_j - c_j). All are sums over rows, so the statistics of several ranks are the sum of
@@ -153,6 +263,30 @@ int32_t saek_decoder_free_statistics_f32(saek_context *context,
                                          const float *x,
                                          int64_t ldx,
                                          const float *weight,
+                                         const float *bias,
+                                         const float *shift,
+                                         double *statistics);
+
+// As saek_decoder_free_statistics_f32, with bf16 for x and weight.
+int32_t saek_decoder_free_statistics_bf16(saek_context *context,
+                                          int64_t n,
+                                          int64_t d,
+                                          int64_t h,
+                                          const uint16_t *x,
+                                          int64_t ldx,
+                                          const uint16_t *weight,
+                                          const float *bias,
+                                          const float *shift,
+                                          double *statistics);
+
+// As saek_decoder_free_statistics_f32, with f16 for x and weight.
+int32_t saek_decoder_free_statistics_f16(saek_context *context,
+                                         int64_t n,
+                                         int64_t d,
+                                         int64_t h,
+                                         const uint16_t *x,
+                                         int64_t ldx,
+                                         const uint16_t *weight,
                                          const float *bias,
                                          const float *shift,
                                          double *statistics);
@@ -179,6 +313,108 @@ int32_t saek_decoder_free_backward_f32(saek_context *context,
                                        float *grad_bias,
                                        float *grad_x,
                                        saek_losses *losses);
+
+// As saek_decoder_free_backward_f32, with bf16 for x and weight.
+int32_t saek_decoder_free_backward_bf16(saek_context *context,
+                                        const saek_objective *objective,
+                                        int64_t n,
+                                        int64_t d,
+                                        int64_t h,
+                                        const uint16_t *x,
+                                        int64_t ldx,
+                                        const uint16_t *weight,
+                                        const float *bias,
+                                        const float *shift,
+                                        const double *statistics,
+                                        int32_t add_weight_term,
+                                        float *grad_weight,
+                                        float *grad_bias,
+                                        float *grad_x,
+                                        saek_losses *losses);
+
+// As saek_decoder_free_backward_f32, with f16 for x and weight.
+int32_t saek_decoder_free_backward_f16(saek_context *context,
+                                       const saek_objective *objective,
+                                       int64_t n,
+                                       int64_t d,
+                                       int64_t h,
+                                       const uint16_t *x,
+                                       int64_t ldx,
+                                       const uint16_t *weight,
+                                       const float *bias,
+                                       const float *shift,
+                                       const double *statistics,
+                                       int32_t add_weight_term,
+                                       float *grad_weight,
+                                       float *grad_bias,
+                                       float *grad_x,
+                                       saek_losses *losses);
+
+// Losses of given activations, whatever encoder they come from, and their gradient, without the encoder's. activations
+// [n,h] may be negative; their rows are lda elements apart.
+//
+// What is not wanted may be NULL: grad_activations [n,h]; grad_weight [h,d]; responsibilities [n,h], softmax(-a) by row;
+// row_loss [n]. All of it is overwritten. weight [h,d] may be NULL if lambda_wr is 0 and grad_weight NULL. With n = 0
+// and lambda_wr alone these are loss and gradient of a weight. A context keeps the memory of these calls, of those with
+// n = 0, and of steps, each by itself.
+int32_t saek_activation_losses_f32(saek_context *context,
+                                   const saek_objective *objective,
+                                   int64_t n,
+                                   int64_t d,
+                                   int64_t h,
+                                   const float *activations,
+                                   int64_t lda,
+                                   const float *weight,
+                                   float *grad_activations,
+                                   float *grad_weight,
+                                   float *responsibilities,
+                                   float *row_loss,
+                                   saek_losses *losses);
+
+// As saek_activation_losses_f32, all in double, and by plain loops: for checks of gradients and small batches.
+int32_t saek_activation_losses_f64(saek_context *context,
+                                   const saek_objective *objective,
+                                   int64_t n,
+                                   int64_t d,
+                                   int64_t h,
+                                   const double *activations,
+                                   int64_t lda,
+                                   const double *weight,
+                                   double *grad_activations,
+                                   double *grad_weight,
+                                   double *responsibilities,
+                                   double *row_loss,
+                                   saek_losses *losses);
+
+// As saek_activation_losses_f32, with bf16 for activations, weight and grad_activations.
+int32_t saek_activation_losses_bf16(saek_context *context,
+                                    const saek_objective *objective,
+                                    int64_t n,
+                                    int64_t d,
+                                    int64_t h,
+                                    const uint16_t *activations,
+                                    int64_t lda,
+                                    const uint16_t *weight,
+                                    uint16_t *grad_activations,
+                                    float *grad_weight,
+                                    float *responsibilities,
+                                    float *row_loss,
+                                    saek_losses *losses);
+
+// As saek_activation_losses_f32, with f16 for activations, weight and grad_activations.
+int32_t saek_activation_losses_f16(saek_context *context,
+                                   const saek_objective *objective,
+                                   int64_t n,
+                                   int64_t d,
+                                   int64_t h,
+                                   const uint16_t *activations,
+                                   int64_t lda,
+                                   const uint16_t *weight,
+                                   uint16_t *grad_activations,
+                                   float *grad_weight,
+                                   float *responsibilities,
+                                   float *row_loss,
+                                   saek_losses *losses);
 
 #ifdef __cplusplus
 }  // extern "C"

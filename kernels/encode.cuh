@@ -1,8 +1,9 @@
-// Epilogue of the encoder: a = f(z + b) rounded to storage, row log-sum-exp parts, column moments. See encode.cu.
+// Epilogue of the encoder: a = f(z + b) rounded to storage, row log-sum-exp parts, column moments. See encode.cu; and activations.cu, where
+// the tile holds a already.
 #pragma once
 #include "gemm.cuh"
 
-template <class E>
+template <class E, bool GIVEN = false>
 struct EncodeEpilogue {
     const float* bias;
     /// c of the moments, if any.
@@ -20,7 +21,7 @@ struct EncodeEpilogue {
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.lane_col(), count = tile.lane_cols();
         float b[4], c[4], sum[4] = {}, square[4] = {};
-        tile.vector(b, bias);
+        tile.vector(b, GIVEN ? nullptr : bias);
         tile.vector(c, shift);
         for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
             float a[4];
@@ -29,11 +30,11 @@ struct EncodeEpilogue {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 // Everything below is of the stored value.
-                a[i] = widen(narrow<E>(activate(activation, a[i] + b[i])));
+                if (!GIVEN) a[i] = widen(narrow<E>(activate(activation, a[i] + b[i])));
                 sum[i] += a[i] - c[i];
                 square[i] = fmaf(a[i] - c[i], a[i] - c[i], square[i]);
             }
-            if (activations.data != nullptr) store4(activations.at(tile.row0 + row, tile.col0 + col), a, count);
+            if (!GIVEN && activations.data != nullptr) store4(activations.at(tile.row0 + row, tile.col0 + col), a, count);
             if (row_slots != nullptr) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {

@@ -72,7 +72,7 @@ if grep 'divides in its loop' "$out/sass"; then
     failed=1
 fi
 # What reads, and what writes, 16 bytes at a time.
-wide_reads="adam_f32 column_sums_f32 pointwise_f32 prepare_f32 responsibilities_f32 row_norms_f32 sgd_f32 through_norms_f32"
+wide_reads="activation_sums_f32 adam_f32 column_sums_f32 pointwise_f32 prepare_f32 responsibilities_f32 row_norms_f32 sgd_f32 through_norms_f32"
 wide_writes="adam_f32 pointwise_f32 responsibilities_f32 sgd_f32 through_norms_f32"
 for architecture in ${architectures//,/ }; do
     for name in $wide_reads; do

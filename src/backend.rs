@@ -59,6 +59,8 @@ pub trait Backend: Send + Sync {
     // Encoder
     /// z = x Wᵀ + b, a = f(z), row log-sum-exp and column moments, in one pass.
     fn encode(&self, args: Encode<'_, Self>) -> Result<()>;
+    /// Row log-sum-exp and column moments of given activations.
+    fn activation_sums(&self, args: ActivationSums<'_, Self>) -> Result<()>;
     /// r_nj = exp(ℓ_n − a_nj).
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()>;
 

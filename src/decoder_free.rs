@@ -1,5 +1,9 @@
 //! The decoder-free sparse autoencoder: losses and gradients of a batch, over any backend.
 
+mod activation_losses;
+
+pub use activation_losses::{ActivationLosses, ActivationStep};
+
 use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut, update};
 use crate::element::Element;
 use crate::error::{Error, Result, check_len};
@@ -159,6 +163,11 @@ impl<B: Backend> DecoderFree<B> {
     /// # Errors
     /// [`Error::NoLatents`], [`Error::Configuration`], [`Error::Overflow`], and what the backend's allocation may return.
     pub fn new(backend: B, config: DecoderFreeConfig) -> Result<Self> {
+        Self::with_encoder(backend, config, true)
+    }
+
+    /// Without an encoder there is no memory for its activations and their gradient.
+    fn with_encoder(backend: B, config: DecoderFreeConfig, encoder: bool) -> Result<Self> {
         let Shape { rows, inputs, latents } = config.shape;
         if latents == 0 {
             return Err(Error::NoLatents);
@@ -186,8 +195,8 @@ impl<B: Backend> DecoderFree<B> {
         let dual_len = if dual { square(dual_side)? } else { 0 };
         let workspace = backend.workspace_len(Shape { rows: block_rows, inputs, latents })?;
         Ok(Self {
-            activations: backend.alloc(block)?,
-            dz: backend.alloc(block)?,
+            activations: backend.alloc(if encoder { block } else { 0 })?,
+            dz: backend.alloc(if encoder { block } else { 0 })?,
             row_loss: backend.alloc(rows)?,
             moments: MomentBuffers {
                 shift: backend.alloc(latents)?,
@@ -314,8 +323,9 @@ impl<B: Backend> DecoderFree<B> {
     ) -> Result<()> {
         let count = step.x.rows() as u64;
         self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
-        self.finish(count, step.activations.as_ref(), correlation)?;
-        self.dual(step.x.rows(), step.activations.as_ref(), correlation)?;
+        let activations = step.activations.as_ref().map(MatMut::as_ref);
+        self.finish(count, activations, correlation)?;
+        self.dual(step.x.rows(), activations, None, correlation)?;
         // All activations are there if the caller keeps them, else those of the last block.
         let last = blocks(step.x.rows(), self.block_rows).next_back().map_or(0, |block| block.start);
         let encoded_from = if step.activations.is_some() { 0 } else { last };
@@ -338,8 +348,9 @@ impl<B: Backend> DecoderFree<B> {
         self.check_outputs(x.rows(), activations.as_ref(), row_loss.as_ref())?;
         let correlation = self.check_batch(x.rows())?;
         self.first_pass(x, weight, bias, &mut activations, &mut row_loss, correlation)?;
-        self.finish(x.rows() as u64, activations.as_ref(), correlation)?;
-        self.dual(x.rows(), activations.as_ref(), correlation)?;
+        let activations = activations.as_ref().map(MatMut::as_ref);
+        self.finish(x.rows() as u64, activations, correlation)?;
+        self.dual(x.rows(), activations, None, correlation)?;
         self.weight_term(weight, None)
     }
 
@@ -608,7 +619,7 @@ impl<B: Backend> DecoderFree<B> {
     fn finish(
         &mut self,
         count: u64,
-        activations: Option<&MatOut<'_, B, B::Element>>,
+        activations: Option<Mat<'_, B, B::Element>>,
         correlation: Correlation,
     ) -> Result<()> {
         self.count = count;
@@ -649,29 +660,26 @@ impl<B: Backend> DecoderFree<B> {
         })
     }
 
-    /// The correlation term in its dual form, if that is chosen: loss, coefficients, and the product in the buffer for dZ.
+    /// The correlation term in its dual form, if that is chosen: loss, coefficients, and the product where dZ will be.
     fn dual(
         &mut self,
         rows: usize,
-        activations: Option<&MatOut<'_, B, B::Element>>,
+        activations: Option<Mat<'_, B, B::Element>>,
+        mut dz: Option<MatOut<'_, B, B::Element>>,
         correlation: Correlation,
     ) -> Result<()> {
         if correlation != Correlation::Dual {
             return Ok(());
         }
         let h = self.config.shape.latents;
+        let block = 0..rows;
         self.backend.correlation_dual(CorrelationDual {
             activations: all_of(activations, &self.activations, rows, h)?,
             mean: B::Memory::slice(&self.mean),
             variance: B::Memory::slice(&self.variance),
             lambda_tc: self.config.objective.lambda_tc,
             gram: square::<B, _>(&mut self.coupling, rows)?,
-            product: MatMut::from_memory(
-                B::Memory::part_mut(B::Memory::slice_mut(&mut self.dz), 0..rows * h),
-                rows,
-                h,
-                h,
-            )?,
+            product: block_of(&mut dz, &mut self.dz, &block, h)?,
             scale: B::Memory::slice_mut(&mut self.scale),
             loss: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 1..2),
             workspace: B::Memory::slice_mut(&mut self.workspace),
@@ -711,23 +719,9 @@ impl<B: Backend> DecoderFree<B> {
                 h,
                 h,
             )?;
-            let statistics = objective.needs_statistics().then(|| -> Result<_> {
-                let coupling = match correlation {
-                    Correlation::None => CorrelationTerm::None,
-                    Correlation::Dual => CorrelationTerm::Dual,
-                    Correlation::Block | Correlation::Comoments => CorrelationTerm::Primal {
-                        coupling: MatRef::from_memory(
-                            B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h),
-                            h,
-                            h,
-                            h,
-                        )?,
-                        offset: B::Memory::slice(&self.offset),
-                    },
-                };
-                let (mean, scale) = (B::Memory::slice(&self.mean), B::Memory::slice(&self.scale));
-                Ok(StatisticsTerm { mean, scale, correlation: coupling })
-            });
+            let statistics = objective
+                .needs_statistics()
+                .then(|| statistics_term::<B>(correlation, &self.mean, &self.scale, &self.coupling, &self.offset));
             self.backend.backward_dz(BackwardDz {
                 activations: a.as_ref(),
                 activation: self.config.activation,
@@ -798,6 +792,27 @@ struct SecondPass {
     whole_product: bool,
 }
 
+/// What the backward pass needs of the statistics, from the buffers that [`DecoderFree::finish`] and [`DecoderFree::dual`] have filled.
+fn statistics_term<'a, B: Backend>(
+    correlation: Correlation,
+    mean: &'a Buffer<B, B::Real>,
+    scale: &'a Buffer<B, B::Real>,
+    coupling: &'a Buffer<B, B::Coupling>,
+    offset: &'a Buffer<B, B::Real>,
+) -> Result<StatisticsTerm<'a, B>> {
+    let (mean, scale) = (B::Memory::slice(mean), B::Memory::slice(scale));
+    let h = B::Memory::len::<B::Real>(&mean);
+    let correlation = match correlation {
+        Correlation::None => CorrelationTerm::None,
+        Correlation::Dual => CorrelationTerm::Dual,
+        Correlation::Block | Correlation::Comoments => CorrelationTerm::Primal {
+            coupling: MatRef::from_memory(B::Memory::part(B::Memory::slice(coupling), 0..h * h), h, h, h)?,
+            offset: B::Memory::slice(offset),
+        },
+    };
+    Ok(StatisticsTerm { mean, scale, correlation })
+}
+
 /// The blocks of a batch; one empty block for no rows.
 fn blocks(rows: usize, block_rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
     let block_rows = block_rows.max(1);
@@ -819,13 +834,13 @@ fn block_of<'a, T: Element, M: Memory>(
 
 /// The activations of a batch of one block, the caller's or ours.
 fn all_of<'a, T: Element, M: Memory>(
-    given: Option<&'a MatMut<'_, T, M>>,
+    given: Option<MatRef<'a, T, M>>,
     own: &'a M::Buffer<T>,
     rows: usize,
     cols: usize,
 ) -> Result<MatRef<'a, T, M>> {
     match given {
-        Some(given) => Ok(given.as_ref()),
+        Some(given) => Ok(given),
         None => MatRef::from_memory(M::part(M::slice(own), 0..rows * cols), rows, cols, cols),
     }
 }

@@ -9,8 +9,8 @@
 //! | `Cuda` | feature `cuda`: CUDA kernels, one tensor-core product with the operations as epilogues, on the caller's stream; the same storage types |
 //!
 //! On the table stand the models: [`DecoderFree`], a step of the decoder-free sparse autoencoder (Oursland 2026) with exact
-//! micro-batching and mergeable [`Statistics`], and [`StandardSae`], the autoencoder with a linear decoder. The feature `capi` adds
-//! C functions for the former.
+//! micro-batching and mergeable [`Statistics`]; [`ActivationLosses`], the same objective of activations that any encoder has made; and
+//! [`StandardSae`], the autoencoder with a linear decoder. The feature `capi` adds C functions for the first two.
 //!
 //! ```
 //! use sae_kernels::{Cpu, DecoderFree, DecoderFreeConfig, DecoderFreeStep, MatMut, MatRef, Shape};
@@ -62,7 +62,9 @@ pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, 
 /// The version of cudarc that [`Cuda`]'s streams and buffers are of.
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use decoder_free::{DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, Trained};
+pub use decoder_free::{
+    ActivationLosses, ActivationStep, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, Trained,
+};
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};
 pub use matrix::{Host, MatMut, MatRef, Memory};

@@ -36,7 +36,7 @@ macro_rules! on_every_storage_type {
 }
 
 on_every_storage_type!(
-    encode product comoments finish_statistics correlation_dual backward_dz weight_redundancy decode decode_backward
+    encode activation_sums product comoments finish_statistics correlation_dual backward_dz weight_redundancy decode decode_backward
 );
 
 fn on_every_isa<E: CpuElement>(check: fn(&Under<Cpu<E>>, &mut Draw)) {
@@ -119,6 +119,11 @@ impl Draw {
 fn encode<B: HostBackend>(under: &Under<B>, draw: &mut Draw) {
     let ([n, h, d], place) = (draw.product(), draw.place());
     check_encoded(under, &encoder_inputs::<B>([n, d, h], draw.of(&ACTIVATIONS)), place);
+}
+
+fn activation_sums<B: HostBackend>(under: &Under<B>, draw: &mut Draw) {
+    let ([n, h, _], place) = (draw.product(), draw.place());
+    check_summed(under, &sums_inputs::<B>([n, h.max(1)]), place);
 }
 
 fn product<B: HostBackend>(under: &Under<B>, draw: &mut Draw) {

@@ -10,7 +10,8 @@ mod common;
 
 use common::emulated::{Emulated, launch_on};
 use common::ops::{
-    self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
+    self, ActivationSums, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy,
+    StatisticsPart,
 };
 use common::staged::Staged;
 use common::{Place, Under, rng, uniform};
@@ -163,6 +164,19 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
             encode(5, 6, 7, Activation::Identity, false).run(under, dense);
             ops::responsibilities(under, dense, (18, 46), &numbers(18 * 46, 1.0), &numbers(18, 1.0));
             ops::responsibilities(under, strided, (9, 131), &numbers(9 * 131, 1.0), &numbers(9, 1.0));
+        }
+        "activations" => {
+            for ([n, h], place) in [([18, 15], strided), ([141, 131], dense)] {
+                ActivationSums {
+                    n,
+                    h,
+                    activations: numbers(n * h, 1.0),
+                    shift: Some(numbers(h, 0.5)),
+                    before: Some((1.5, numbers(h, 1.0), positive(h))),
+                    wanted: [true; 2],
+                }
+                .run(under, place);
+            }
         }
         "statistics" => {
             ops::comoments(under, dense, (depth, 18), &numbers(depth * 18, 1.0), &numbers(18, 0.4), None);
@@ -724,4 +738,4 @@ macro_rules! families {
         }
     };
 }
-families! { backward decode encode dual redundancy product statistics prepare reduce optimizer }
+families! { activations backward decode encode dual redundancy product statistics prepare reduce optimizer }

@@ -6,7 +6,7 @@
 mod common;
 
 use common::checks::*;
-use common::ops::{self, DecodeBackward, Encode, Redundancy};
+use common::ops::{self, ActivationSums, DecodeBackward, Encode, Redundancy};
 use common::{HostBackend, Place, Under, assert_within, reference, rng, step, uniform, z_factor};
 use rand::RngExt;
 use sae_kernels::operations::{Layout, Recentre};
@@ -16,6 +16,7 @@ on_every_backend!(
     encode,
     encode_adds_up,
     encode_without_outputs,
+    activation_sums,
     responsibilities,
     recentre,
     comoments,
@@ -99,6 +100,24 @@ fn encode_without_outputs<B: HostBackend>(under: &Under<B>) {
                 same(wanted[2], &some.sum, &whole.sum);
                 same(wanted[2], &some.sum_squares, &whole.sum_squares);
             }
+        }
+    }
+}
+
+fn activation_sums<B: HostBackend>(under: &Under<B>) {
+    for shape in flat_shapes(under) {
+        let all = sums_inputs::<B>(shape);
+        check_summed(under, &all, Place::STRIDED);
+        let fresh = ActivationSums { shift: None, before: None, ..all };
+        check_summed(under, &fresh, Place::DENSE);
+        // What is not wanted makes no difference to what is.
+        let whole = fresh.run(under, Place::DENSE);
+        for wanted in [[true, false], [false, true], [false, false]] {
+            let some = ActivationSums { wanted, ..fresh.clone() }.run(under, Place::STRIDED);
+            let context = format!("{}: activation_sums {shape:?}, wanted {wanted:?}", under.name);
+            assert!(!wanted[0] || some.row_loss == whole.row_loss, "{context}");
+            assert!(!wanted[1] || (&some.sum, &some.sum_squares) == (&whole.sum, &whole.sum_squares), "{context}");
+            assert!(!wanted[1] || some.row_loss_sum == whole.row_loss_sum, "{context}");
         }
     }
 }

@@ -548,6 +548,31 @@ fn wrong_arguments_of_encode<B: HostBackend>(under: &Under<B>) {
         row_loss_sum.assert_poisoned(&context, "row_loss_sum");
         sums.iter().for_each(|sum| sum.assert_poisoned(&context, "sums"));
     }
+    for name in ["row_loss", "shift", "row_loss_sum", "sum", "sum_squares"] {
+        let size = |this: &str, len: usize| if name == this { len + 1 } else { len };
+        let (activations, shift) = (ones::<B::Element>(n, h), ones::<B::Real>(1, size("shift", h)));
+        let mut row_loss = poisoned::<B::Real>(1, size("row_loss", n));
+        let mut sums = [("row_loss_sum", 1), ("sum", h), ("sum_squares", h)]
+            .map(|(this, len)| poisoned::<f64>(1, size(this, len)));
+        let mut scratch = common::ops::workspace(under, n, 0, h);
+        let [row_loss_sum, sum, sum_squares] = &mut sums;
+        let result = under.backend.activation_sums(ActivationSums {
+            activations: activations.mat(),
+            row_loss: Some(row_loss.slice_mut()),
+            moments: Some(Moments {
+                shift: Some(shift.slice()),
+                accumulate: false,
+                row_loss_sum: row_loss_sum.slice_mut(),
+                sum: sum.slice_mut(),
+                sum_squares: sum_squares.slice_mut(),
+            }),
+            workspace: scratch.slice_mut(),
+        });
+        let context = format!("{}: activation_sums, {name}", under.name);
+        assert_names(&context, name, result);
+        row_loss.assert_poisoned(&context, "row_loss");
+        sums.iter().for_each(|sum| sum.assert_poisoned(&context, "sums"));
+    }
     for name in ["row_loss", "responsibilities", "responsibilities rows"] {
         let size = |this: &str, len: usize| if name == this { len + 1 } else { len };
         let (activations, row_loss) = (ones::<B::Element>(n, h), ones::<B::Real>(1, size("row_loss", n)));
@@ -908,8 +933,9 @@ fn too_small_a_workspace<B: HostBackend>(under: &Under<B>) {
     }
 }
 
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 10] = [
     "encode",
+    "activation_sums",
     "comoments",
     "finish_statistics",
     "correlation_dual",
@@ -939,12 +965,15 @@ fn with_workspace<B: HostBackend>(
     let mut coupling = [poisoned::<B::Coupling>(h, h), poisoned(n, n)];
     let mut one = poisoned::<f64>(1, 1);
     let mut two = poisoned::<f64>(1, 2);
+    let mut real_rows = poisoned::<B::Real>(1, n);
+    let mut sums = [0, 1].map(|_| poisoned::<f64>(1, h));
     let n = n as u64;
     let backend = &under.backend;
     let [nh, nd] = &mut out;
     let [r0, r1, r2, r3] = &mut real;
     let [hh, hd] = &mut matrices;
     let [mhh, mnn] = &mut coupling;
+    let [sum, sum_squares] = &mut sums;
     let workspace = scratch.slice_mut();
     let result = match operation {
         "encode" => backend.encode(Encode {
@@ -955,6 +984,18 @@ fn with_workspace<B: HostBackend>(
             activations: Some(nh.mat_mut()),
             row_loss: None,
             moments: None,
+            workspace,
+        }),
+        "activation_sums" => backend.activation_sums(ActivationSums {
+            activations: activations.mat(),
+            row_loss: Some(real_rows.slice_mut()),
+            moments: Some(Moments {
+                shift: None,
+                accumulate: false,
+                row_loss_sum: one.slice_mut(),
+                sum: sum.slice_mut(),
+                sum_squares: sum_squares.slice_mut(),
+            }),
             workspace,
         }),
         "comoments" => backend.comoments(Comoments {
@@ -1048,6 +1089,8 @@ fn with_workspace<B: HostBackend>(
         coupling.iter().for_each(|output| output.assert_poisoned(context, "an output"));
         one.assert_poisoned(context, "an output");
         two.assert_poisoned(context, "an output");
+        real_rows.assert_poisoned(context, "an output");
+        sums.iter().for_each(|output| output.assert_poisoned(context, "an output"));
     }
     result
 }

@@ -4,12 +4,22 @@
 #[macro_use]
 mod common;
 
-use common::ops::{self, Backward, Correlation, Decode, DecodeBackward, Encode, StatisticsPart};
+use common::ops::{self, ActivationSums, Backward, Correlation, Decode, DecodeBackward, Encode, StatisticsPart};
 use common::{HostBackend, Place, Under, Where, assert_same_bits, integers, reference, rng, rounded};
 use sae_kernels::operations::Layout;
 use sae_kernels::{Activation, Element};
 
-on_every_backend!(encode, comoments, product, column_sums, backward_dz, decode, decode_backward, large_products);
+on_every_backend!(
+    encode,
+    activation_sums,
+    comoments,
+    product,
+    column_sums,
+    backward_dz,
+    decode,
+    decode_backward,
+    large_products
+);
 
 const EDGES: [usize; 21] = [1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 28, 31, 32, 33, 48, 64, 65];
 
@@ -64,6 +74,22 @@ fn encode<B: HostBackend>(under: &Under<B>) {
                     assert_equal(&context, "sum_squares", &found.sum_squares, &squares);
                 }
             }
+        }
+    }
+}
+
+fn activation_sums<B: HostBackend>(under: &Under<B>) {
+    for [n, _, h] in shapes(under) {
+        let mut rng = rng((n + h) as u64);
+        let shift = Some(integers(&mut rng, h, 3));
+        let before = Some((2.0, integers(&mut rng, h, 9), integers(&mut rng, h, 9)));
+        let activations = integers(&mut rng, n * h, 9);
+        let case = ActivationSums { n, h, activations, shift, before, wanted: [false, true] };
+        for place in Place::ALL {
+            let context = format!("{}: activation_sums {n}×{h} {place:?}", under.name);
+            let (found, truth) = (case.run(under, place), case.run(&reference(), place));
+            assert_equal(&context, "sum", &found.sum, &truth.sum);
+            assert_equal(&context, "sum_squares", &found.sum_squares, &truth.sum_squares);
         }
     }
 }

@@ -5,7 +5,8 @@
 mod common;
 
 use common::ops::{
-    self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
+    self, ActivationSums, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy,
+    StatisticsPart,
 };
 use common::step::{self, Buffers};
 use common::{
@@ -178,7 +179,19 @@ fn rows_do_not_depend_on_their_batch<B: HostBackend>(under: &Under<B>) {
                     let part = encode(rows.clone()).run(under, Place::STRIDED);
                     let activations = &whole.activations[rows.start * h..rows.end * h];
                     assert_same_bits(&context, "activations", &part.activations, activations);
-                    assert_same_bits(&context, "row_loss", &part.row_loss, &whole.row_loss[rows]);
+                    assert_same_bits(&context, "row_loss", &part.row_loss, &whole.row_loss[rows.clone()]);
+                    let given = ActivationSums {
+                        n: rows.len(),
+                        h,
+                        activations: activations.to_vec(),
+                        shift: None,
+                        before: None,
+                        wanted: [true; 2],
+                    };
+                    let given = given.run(under, Place::STRIDED);
+                    assert_same_bits(&context, "row_loss of given activations", &given.row_loss, &part.row_loss);
+                    assert_same_bits(&context, "sum", &given.sum, &part.sum);
+                    assert_same_bits(&context, "sum_squares", &given.sum_squares, &part.sum_squares);
                 }
             }
         }
@@ -309,6 +322,15 @@ fn operations_propagate_what_is_not_finite<B: HostBackend>(under: &Under<B>) {
                         ops::comoments(&reference, place, (n, h), &a, &shift, None),
                     );
                     same("comoments", run.0, run.1);
+                }
+                for (a, shift) in [(spoil(&activations), vector.clone()), (activations.clone(), spoil(&vector))] {
+                    let (shift, before) = (Some(shift), None);
+                    let case = ActivationSums { n, h, activations: a, shift, before, wanted: [true; 2] };
+                    let (found, truth) = (case.run(under, place), case.run(&reference, place));
+                    same("row_loss", found.row_loss, truth.row_loss);
+                    same("row_loss_sum", found.row_loss_sum, truth.row_loss_sum);
+                    same("sum", found.sum, truth.sum);
+                    same("sum_squares", found.sum_squares, truth.sum_squares);
                 }
                 let sums = |a: &[f64], f: &dyn Fn(f64) -> f64| -> Vec<f64> {
                     (0..h).map(|j| (0..n).map(|row| f(a[row * h + j])).sum()).collect()

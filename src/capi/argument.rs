@@ -2,12 +2,13 @@
 
 use super::buffer::{Buffers, Input, Output};
 use super::call::Failure;
+use super::context::ContextBackend;
 use super::{
     SAEK_ERROR_ARGUMENT, SAEK_ERROR_SHAPE, SAEK_REDUCTION_MEAN, SAEK_REDUCTION_SUM, saek_losses, saek_objective,
 };
-use crate::backend::Shape;
-use crate::cpu::Cpu;
+use crate::backend::{Backend, Shape};
 use crate::decoder_free::DecoderFreeStep;
+use crate::element::Element;
 use crate::error::Error;
 use crate::matrix::{MatMut, MatRef};
 use crate::objective::{Losses, Objective, Reduction};
@@ -25,17 +26,11 @@ pub(super) struct Extents {
 
 impl Extents {
     pub(super) fn new(n: i64, d: i64, h: i64, ldx: i64) -> Result<Self, Failure> {
-        let (rows, inputs, latents) = (extent("n", n)?, extent("d", d)?, extent("h", h)?);
-        let ldx = extent("ldx", ldx)?;
-        if latents == 0 {
-            return Err(Failure::of("h", Error::NoLatents));
-        }
-        if ldx < inputs {
-            return Err(Failure::of("ldx", Error::Stride { row_stride: ldx, cols: inputs }));
-        }
-        let x = if rows == 0 || inputs == 0 { 0 } else { product("n*ldx", rows - 1, ldx)?.saturating_add(inputs) };
+        let shape = shape(n, d, h)?;
+        let Shape { rows, inputs, latents } = shape;
+        let (ldx, x) = strided(["ldx", "n*ldx"], rows, inputs, ldx)?;
         Ok(Self {
-            shape: Shape { rows, inputs, latents },
+            shape,
             ldx,
             x,
             grad_x: product("n*d", rows, inputs)?,
@@ -43,6 +38,29 @@ impl Extents {
             activations: product("n*h", rows, latents)?,
         })
     }
+}
+
+pub(super) fn shape(n: i64, d: i64, h: i64) -> Result<Shape, Failure> {
+    let (rows, inputs, latents) = (extent("n", n)?, extent("d", d)?, extent("h", h)?);
+    if latents == 0 {
+        return Err(Failure::of("h", Error::NoLatents));
+    }
+    Ok(Shape { rows, inputs, latents })
+}
+
+/// The row stride of a matrix, and the elements that it spans; `names` are those of the stride and the span.
+pub(super) fn strided(
+    [name, span]: [&'static str; 2],
+    rows: usize,
+    cols: usize,
+    stride: i64,
+) -> Result<(usize, usize), Failure> {
+    let stride = extent(name, stride)?;
+    if stride < cols {
+        return Err(Failure::of(name, Error::Stride { row_stride: stride, cols }));
+    }
+    let len = if rows == 0 || cols == 0 { 0 } else { product(span, rows - 1, stride)?.saturating_add(cols) };
+    Ok((stride, len))
 }
 
 /// A number of elements that is given.
@@ -53,7 +71,7 @@ fn extent(name: &'static str, value: i64) -> Result<usize, Failure> {
     })
 }
 
-fn product(what: &'static str, one: usize, other: usize) -> Result<usize, Failure> {
+pub(super) fn product(what: &'static str, one: usize, other: usize) -> Result<usize, Failure> {
     Ok(one.checked_mul(other).ok_or(Error::Overflow { what })?)
 }
 
@@ -110,8 +128,8 @@ pub(super) fn working_bytes(statistics: usize) -> crate::Result<usize> {
 }
 
 /// The shift of statistics.
-pub(super) fn widened(shift: Option<&[f32]>, h: usize) -> Vec<f64> {
-    shift.map_or_else(|| vec![0.0; h], |shift| shift.iter().map(|c| f64::from(*c)).collect())
+pub(super) fn widened<R: Element>(shift: Option<&[R]>, h: usize) -> Vec<f64> {
+    shift.map_or_else(|| vec![0.0; h], |shift| shift.iter().map(|c| c.to_f64()).collect())
 }
 
 /// # Safety
@@ -123,22 +141,23 @@ pub(super) unsafe fn write_losses(to: Output<saek_losses>, Losses { lse, var, tc
 }
 
 /// The inputs that all calls have.
-pub(super) struct Inputs {
-    x: Input<f32>,
-    weight: Input<f32>,
-    bias: Input<f32>,
+pub(super) struct Inputs<B: ContextBackend> {
+    x: Input<B::Element>,
+    weight: Input<B::Element>,
+    bias: Input<B::Real>,
 }
 
 /// x, weight and bias.
-type InputViews<'a> = (MatRef<'a, f32>, MatRef<'a, f32>, &'a [f32]);
+type InputViews<'a, B> =
+    (MatRef<'a, <B as Backend>::Element>, MatRef<'a, <B as Backend>::Element>, &'a [<B as Backend>::Real]);
 
-impl Inputs {
+impl<B: ContextBackend> Inputs<B> {
     pub(super) fn take(
         buffers: &mut Buffers,
         extents: &Extents,
-        x: *const f32,
-        weight: *const f32,
-        bias: *const f32,
+        x: *const B::Element,
+        weight: *const B::Element,
+        bias: *const B::Real,
     ) -> Result<Self, Failure> {
         Ok(Self {
             x: buffers.input("x", x, extents.x)?,
@@ -149,7 +168,7 @@ impl Inputs {
 
     /// # Safety
     /// As [`Input::slice`].
-    pub(super) unsafe fn views<'a>(self, extents: &Extents) -> crate::Result<InputViews<'a>> {
+    pub(super) unsafe fn views<'a>(self, extents: &Extents) -> crate::Result<InputViews<'a, B>> {
         // SAFETY: the caller's promise.
         let (x, weight, bias) = unsafe { (self.x.slice(), self.weight.slice(), self.bias.slice()) };
         let Shape { rows, inputs, latents } = extents.shape;
@@ -158,19 +177,19 @@ impl Inputs {
 }
 
 /// The gradients that a call writes.
-pub(super) struct Gradients {
-    weight: Output<f32>,
-    bias: Output<f32>,
-    x: Option<Output<f32>>,
+pub(super) struct Gradients<R> {
+    weight: Output<R>,
+    bias: Output<R>,
+    x: Option<Output<R>>,
 }
 
-impl Gradients {
+impl<R: Element> Gradients<R> {
     pub(super) fn take(
         buffers: &mut Buffers,
         extents: &Extents,
-        weight: *mut f32,
-        bias: *mut f32,
-        x: *mut f32,
+        weight: *mut R,
+        bias: *mut R,
+        x: *mut R,
     ) -> Result<Self, Failure> {
         Ok(Self {
             weight: buffers.output("grad_weight", weight, extents.weight)?,
@@ -183,13 +202,13 @@ impl Gradients {
     ///
     /// # Safety
     /// As [`Input::slice`] and [`Output::slice`].
-    pub(super) unsafe fn step<'a>(
+    pub(super) unsafe fn step<'a, B: ContextBackend<Real = R>>(
         self,
         extents: &Extents,
-        inputs: Inputs,
-        activations: Option<Output<f32>>,
-        row_loss: Option<Output<f32>>,
-    ) -> crate::Result<DecoderFreeStep<'a, Cpu<f32>>> {
+        inputs: Inputs<B>,
+        activations: Option<Output<B::Element>>,
+        row_loss: Option<Output<R>>,
+    ) -> crate::Result<DecoderFreeStep<'a, B>> {
         let Shape { rows, inputs: d, latents } = extents.shape;
         // SAFETY: the caller's promise.
         unsafe {

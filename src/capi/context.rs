@@ -3,50 +3,114 @@
 use super::buffer::check_pointer;
 use super::call::Failure;
 use super::saek_context;
-use crate::backend::Shape;
-use crate::cpu::Cpu;
-use crate::decoder_free::{DecoderFree, DecoderFreeConfig};
+use crate::backend::{Backend, Shape};
+use crate::cpu::{Cpu, CpuElement};
+use crate::decoder_free::{ActivationLosses, DecoderFree, DecoderFreeConfig};
+use crate::matrix::Host;
 use crate::objective::Objective;
+use crate::reference::Reference;
+use std::any::Any;
 use std::sync::MutexGuard;
 
-/// The memory of the last step, and what it was made for.
-pub(super) type Plan = Option<DecoderFree<Cpu<f32>>>;
+/// A plan of any type.
+type Kept = Option<Box<dyn Any + Send>>;
+
+/// The memory of the last call of each kind.
+#[derive(Default)]
+pub(super) struct Plans {
+    step: Kept,
+    activations: Kept,
+    /// Losses of a weight alone.
+    weight: Kept,
+}
+
+/// What calls compute with.
+pub(super) trait ContextBackend: Backend<Memory = Host> + Sized + 'static {
+    fn of(context: &saek_context) -> Self;
+}
+
+impl<E: CpuElement> ContextBackend for Cpu<E> {
+    fn of(context: &saek_context) -> Self {
+        context.cpu.storing()
+    }
+}
+/// `double`.
+impl ContextBackend for Reference {
+    fn of(_: &saek_context) -> Self {
+        Reference
+    }
+}
+
+/// What owns the memory of a kind of call.
+pub(super) trait Plan: Any + Send + Sized {
+    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self>;
+    fn shape(&self) -> Shape;
+    fn objective(&self) -> &Objective;
+    fn kept(plans: &mut Plans, shape: Shape) -> &mut Kept;
+}
+
+impl<B: ContextBackend> Plan for DecoderFree<B> {
+    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self> {
+        DecoderFree::new(B::of(context), DecoderFreeConfig { objective, ..DecoderFreeConfig::new(shape) })
+    }
+    fn shape(&self) -> Shape {
+        self.config().shape
+    }
+    fn objective(&self) -> &Objective {
+        &self.config().objective
+    }
+    fn kept(plans: &mut Plans, _: Shape) -> &mut Kept {
+        &mut plans.step
+    }
+}
+
+impl<B: ContextBackend> Plan for ActivationLosses<B> {
+    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self> {
+        ActivationLosses::new(B::of(context), shape, objective)
+    }
+    fn shape(&self) -> Shape {
+        ActivationLosses::shape(self)
+    }
+    fn objective(&self) -> &Objective {
+        ActivationLosses::objective(self)
+    }
+    fn kept(plans: &mut Plans, shape: Shape) -> &mut Kept {
+        if shape.rows == 0 { &mut plans.weight } else { &mut plans.activations }
+    }
+}
 
 impl saek_context {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().unwrap_or_else(|poisoned| {
-            // A panic has left this plan in the middle of a step.
-            self.plan.clear_poison();
-            let mut plan = poisoned.into_inner();
-            *plan = None;
-            plan
+    pub(super) fn lock(&self) -> MutexGuard<'_, Plans> {
+        self.plans.lock().unwrap_or_else(|poisoned| {
+            // A panic has left a plan in the middle of a call.
+            self.plans.clear_poison();
+            let mut plans = poisoned.into_inner();
+            *plans = Plans::default();
+            plans
         })
     }
 
     /// The plan that is there, if it serves the shape and its objective is `right`, else a new one.
-    pub(super) fn plan<'a>(
+    pub(super) fn plan<'a, P: Plan>(
         &self,
-        plan: &'a mut Plan,
+        plans: &'a mut Plans,
         shape: Shape,
         objective: Objective,
         right: impl Fn(&Objective) -> bool,
-    ) -> crate::Result<&'a mut DecoderFree<Cpu<f32>>> {
-        let serves = |planned: &DecoderFreeConfig| {
-            (planned.shape.inputs, planned.shape.latents) == (shape.inputs, shape.latents)
-                && planned.shape.rows >= shape.rows
-                && right(&planned.objective)
+    ) -> crate::Result<&'a mut P> {
+        let serves = |plan: &P| {
+            let planned = plan.shape();
+            (planned.inputs, planned.latents) == (shape.inputs, shape.latents)
+                && planned.rows >= shape.rows
+                && right(plan.objective())
         };
-        if !plan.as_ref().is_some_and(|plan| serves(plan.config())) {
+        let kept = P::kept(plans, shape);
+        if !kept.as_ref().and_then(|kept| kept.downcast_ref()).is_some_and(serves) {
             // The old one's memory first.
-            *plan = None;
+            *kept = None;
+            *kept = Some(Box::new(P::make(self, shape, objective)?));
         }
-        match plan {
-            Some(plan) => Ok(plan),
-            none => {
-                let config = DecoderFreeConfig { objective, ..DecoderFreeConfig::new(shape) };
-                Ok(none.insert(DecoderFree::new(self.cpu.clone(), config)?))
-            }
-        }
+        Ok(kept.as_mut().and_then(|kept| kept.downcast_mut()).expect("it serves, or was made just now"))
     }
 }
 
@@ -68,19 +132,42 @@ mod tests {
     #[test]
     fn a_panic_takes_the_plan_with_it_and_nothing_else() {
         let cpu = Cpu::with(Isa::detect(), 1).expect("one thread");
-        let context = saek_context { cpu, plan: Mutex::new(None) };
+        let context = saek_context { cpu, plans: Mutex::default() };
         let shape = Shape { rows: 2, inputs: 3, latents: 4 };
         let objective = Objective::default();
         for _ in 0..2 {
-            assert!(context.lock().is_none(), "a plan that a panic has interrupted");
+            assert!(context.lock().step.is_none(), "a plan that a panic has interrupted");
             let code = call::status(|| {
-                let mut plan = context.lock();
-                context.plan(&mut plan, shape, objective, |planned| *planned == objective)?;
+                let mut plans = context.lock();
+                context.plan::<DecoderFree<Cpu>>(&mut plans, shape, objective, |planned| *planned == objective)?;
                 panic!("in the middle of a step");
             });
             assert_eq!(code, SAEK_ERROR_PANIC);
         }
         drop(context.lock());
-        assert!(context.plan.lock().is_ok(), "once thrown away, the poison is gone");
+        assert!(context.plans.lock().is_ok(), "once thrown away, the poison is gone");
+    }
+
+    #[test]
+    fn each_kind_of_call_keeps_its_plan() {
+        let context = saek_context { cpu: Cpu::with(Isa::detect(), 1).expect("one thread"), plans: Mutex::default() };
+        let mut plans = context.lock();
+        let shape = |rows| Shape { rows, inputs: 3, latents: 4 };
+        let objective = Objective::default();
+        let mut made = 0;
+        for round in 0..2 {
+            let new = |_: &Objective| round > 0;
+            let mut count = |there: bool| made += usize::from(!there);
+            count(plans.step.is_some());
+            context.plan::<DecoderFree<Cpu>>(&mut plans, shape(5), objective, new).expect("memory");
+            count(plans.activations.is_some());
+            context.plan::<ActivationLosses<Reference>>(&mut plans, shape(5), objective, new).expect("memory");
+            count(plans.weight.is_some());
+            context.plan::<ActivationLosses<Cpu>>(&mut plans, shape(0), objective, new).expect("memory");
+        }
+        assert_eq!(made, 3);
+        // Another type takes the place.
+        context.plan::<ActivationLosses<Cpu>>(&mut plans, shape(5), objective, |_| true).expect("memory");
+        assert!(plans.activations.as_ref().is_some_and(|kept| kept.is::<ActivationLosses<Cpu>>()));
     }
 }

@@ -1,6 +1,7 @@
 //! The C ABI: what `include/sae_kernels.h` declares, which is made from this file.
 //!
-//! So far a CPU context and `f32`; contexts on CUDA devices and the storage types `bf16` and `f16` are not there yet.
+//! So far a CPU context; contexts on CUDA devices are not there yet. cbindgen sees no macros: so each storage type has its signature here,
+//! and one body in `decoder_free` or `activation_losses`.
 //!
 //! The documentation here is the header's, so it speaks of C. What all functions ask of their pointers stands once, at
 //! the header's top: an array has as many elements as the extents say; from the call to the return nobody writes what
@@ -14,18 +15,20 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "[h] is an extent")]
 #![allow(clippy::missing_safety_doc, reason = "it is the same for all: see the module's documentation")]
 
+mod activation_losses;
 mod argument;
 mod buffer;
 mod call;
 mod context;
+mod decoder_free;
 
 use crate::cpu::{Cpu, Isa};
-use crate::objective::Objective;
-use crate::statistics::Statistics;
-use argument::{Extents, Gradients, Inputs, check_count, statistics_len, widened, write_losses};
-use buffer::{Buffers, check_pointer, expect_memory};
+use crate::element::{bf16, f16};
+use crate::reference::Reference;
+use argument::statistics_len;
+use buffer::check_pointer;
 use call::Failure;
-use context::{Plan, context_at};
+use context::Plans;
 use std::ffi::{CStr, c_char};
 use std::sync::Mutex;
 use std::thread;
@@ -57,13 +60,13 @@ pub const SAEK_REDUCTION_MEAN: i32 = 1;
 pub const SAEK_MAX_THREADS: i32 = 1024;
 
 /// Where steps are computed, and the memory that they use. It keeps the memory of the last call, so a step of the same
-/// objective, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
+/// objective, type, d and h and of as many rows or fewer allocates nothing. The two phases allocate a little; and as
 /// statistics always hold what the correlation term needs, phases with lambda_tc = 0 make all their memory anew.
 ///
 /// Several threads may use one context: their calls wait for each other.
 pub struct saek_context {
     cpu: Cpu<f32>,
-    plan: Mutex<Plan>,
+    plans: Mutex<Plans>,
 }
 
 /// Weights of the terms of the loss lambda_lse * lse + lambda_var * var + lambda_tc * tc + lambda_wr * wr.
@@ -120,7 +123,7 @@ pub unsafe extern "C" fn saek_context_create_cpu(threads: i32, out: *mut *mut sa
         };
         let cpu = Cpu::with(Isa::detect(), threads)?;
         cpu.on_own_threads(call::silence_this_thread);
-        let context = Box::new(saek_context { cpu, plan: Mutex::new(None) });
+        let context = Box::new(saek_context { cpu, plans: Mutex::default() });
         // SAFETY: not NULL and aligned, as checked; the caller promises that it is writable.
         unsafe { out.write(Box::into_raw(context)) };
         Ok(())
@@ -179,27 +182,289 @@ pub unsafe extern "C" fn saek_decoder_free_step_f32(
     grad_x: *mut f32,
     losses: *mut saek_losses,
 ) -> i32 {
-    call::status(|| {
-        let extents = Extents::new(n, d, h, ldx)?;
-        let mut buffers = Buffers::default();
-        // SAFETY: the caller's promise.
-        let context = unsafe { context_at(context) }?;
-        let objective = buffers.input("objective", objective, 1)?;
-        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
-        let activations = buffers.optional_output("activations", activations, extents.activations)?;
-        let row_loss = buffers.optional_output("row_loss", row_loss, extents.shape.rows)?;
-        let gradients = Gradients::take(&mut buffers, &extents, grad_weight, grad_bias, grad_x)?;
-        let losses = buffers.output("losses", losses, 1)?;
-        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
-        unsafe {
-            let objective = argument::objective(objective)?;
-            let mut plan = context.lock();
-            let model = context.plan(&mut plan, extents.shape, objective, |planned| *planned == objective)?;
-            model.step(gradients.step(&extents, inputs, activations, row_loss)?)?;
-            write_losses(losses, model.losses()?);
-        }
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::step::<Cpu<f32>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x,
+            ldx,
+            weight,
+            bias,
+            activations,
+            row_loss,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_step_f32, with bf16 for x, weight and activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_step_bf16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    activations: *mut u16,
+    row_loss: *mut f32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::step::<Cpu<bf16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            activations.cast(),
+            row_loss,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_step_f32, with f16 for x, weight and activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_step_f16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    activations: *mut u16,
+    row_loss: *mut f32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::step::<Cpu<f16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            activations.cast(),
+            row_loss,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_step_f32, all in double, and by plain loops: for checks of gradients and small batches.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_step_f64(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f64,
+    ldx: i64,
+    weight: *const f64,
+    bias: *const f64,
+    activations: *mut f64,
+    row_loss: *mut f64,
+    grad_weight: *mut f64,
+    grad_bias: *mut f64,
+    grad_x: *mut f64,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::step::<Reference>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x,
+            ldx,
+            weight,
+            bias,
+            activations,
+            row_loss,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// The losses of a step alone: no gradients. activations [n,h] and row_loss [n] may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_forward_f32(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f32,
+    ldx: i64,
+    weight: *const f32,
+    bias: *const f32,
+    activations: *mut f32,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::forward::<Cpu<f32>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x,
+            ldx,
+            weight,
+            bias,
+            activations,
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_forward_f32, all in double, and by plain loops.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_forward_f64(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const f64,
+    ldx: i64,
+    weight: *const f64,
+    bias: *const f64,
+    activations: *mut f64,
+    row_loss: *mut f64,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::forward::<Reference>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x,
+            ldx,
+            weight,
+            bias,
+            activations,
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_forward_f32, with bf16 for x, weight and activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_forward_bf16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    activations: *mut u16,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::forward::<Cpu<bf16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            activations.cast(),
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_forward_f32, with f16 for x, weight and activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_forward_f16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    activations: *mut u16,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::forward::<Cpu<f16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            activations.cast(),
+            row_loss,
+            losses,
+        )
+    }
 }
 
 /// Numbers in a buffer of statistics: 2 + h + h(h+1)/2, or -1 and an error. With a the activations and c the shift,
@@ -229,33 +494,48 @@ pub unsafe extern "C" fn saek_decoder_free_statistics_f32(
     shift: *const f32,
     statistics: *mut f64,
 ) -> i32 {
-    call::status(|| {
-        let extents = Extents::new(n, d, h, ldx)?;
-        let len = statistics_len(h)?;
-        let mut buffers = Buffers::default();
-        // SAFETY: the caller's promise.
-        let context = unsafe { context_at(context) }?;
-        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
-        let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
-        let statistics = buffers.output("statistics", statistics, len)?;
-        expect_memory(argument::working_bytes(len)?)?;
-        let mut plan = context.lock();
-        // Whatever the objective, statistics are the same; but without a correlation term there are no comoments.
-        let model = context.plan(&mut plan, extents.shape, Objective::default(), |planned| planned.lambda_tc != 0.0)?;
-        let mut block = Statistics::new(extents.shape.latents, true);
-        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
-        let (x, weight, bias) = unsafe { inputs.views(&extents) }?;
-        model.statistics(x, weight, bias, &mut block)?;
-        // SAFETY: as above.
-        let (shift, statistics) = unsafe { (shift.map(|shift| shift.slice()), statistics.slice()) };
-        if extents.shape.rows > 0 {
-            block.rebase(&widened(shift, extents.shape.latents));
-            for (sum, term) in statistics.iter_mut().zip(block.sums()) {
-                *sum += term;
-            }
-        }
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    unsafe { decoder_free::statistics::<Cpu<f32>>(context, n, d, h, x, ldx, weight, bias, shift, statistics) }
+}
+
+/// As saek_decoder_free_statistics_f32, with bf16 for x and weight.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_statistics_bf16(
+    context: *mut saek_context,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *mut f64,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::statistics::<Cpu<bf16>>(context, n, d, h, x.cast(), ldx, weight.cast(), bias, shift, statistics)
+    }
+}
+
+/// As saek_decoder_free_statistics_f32, with f16 for x and weight.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_statistics_f16(
+    context: *mut saek_context,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *mut f64,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::statistics::<Cpu<f16>>(context, n, d, h, x.cast(), ldx, weight.cast(), bias, shift, statistics)
+    }
 }
 
 /// The second phase: given the statistics of all ranks' rows and the shift that they are about, *adds* the gradients of
@@ -283,32 +563,265 @@ pub unsafe extern "C" fn saek_decoder_free_backward_f32(
     grad_x: *mut f32,
     losses: *mut saek_losses,
 ) -> i32 {
-    call::status(|| {
-        let extents = Extents::new(n, d, h, ldx)?;
-        let len = statistics_len(h)?;
-        let mut buffers = Buffers::default();
-        // SAFETY: the caller's promise.
-        let context = unsafe { context_at(context) }?;
-        let objective = buffers.input("objective", objective, 1)?;
-        let inputs = Inputs::take(&mut buffers, &extents, x, weight, bias)?;
-        let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
-        let sums = buffers.input("statistics", statistics, len)?;
-        let gradients = Gradients::take(&mut buffers, &extents, grad_weight, grad_bias, grad_x)?;
-        let losses = buffers.output("losses", losses, 1)?;
-        expect_memory(argument::working_bytes(len)?)?;
-        // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
-        unsafe {
-            let objective = argument::objective(objective)?;
-            let sums = sums.slice();
-            check_count(sums[0], extents.shape.rows)?;
-            let mut statistics = Statistics::new(extents.shape.latents, true);
-            statistics.rebase(&widened(shift.map(|shift| shift.slice()), extents.shape.latents));
-            statistics.sums_mut().copy_from_slice(sums);
-            let mut plan = context.lock();
-            let model = context.plan(&mut plan, extents.shape, objective, |planned| *planned == objective)?;
-            model.backward(gradients.step(&extents, inputs, None, None)?, &statistics, add_weight_term != 0)?;
-            write_losses(losses, model.losses()?);
-        }
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::backward::<Cpu<f32>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x,
+            ldx,
+            weight,
+            bias,
+            shift,
+            statistics,
+            add_weight_term,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_backward_f32, with bf16 for x and weight.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_backward_bf16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *const f64,
+    add_weight_term: i32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::backward::<Cpu<bf16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            shift,
+            statistics,
+            add_weight_term,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// As saek_decoder_free_backward_f32, with f16 for x and weight.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_decoder_free_backward_f16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    x: *const u16,
+    ldx: i64,
+    weight: *const u16,
+    bias: *const f32,
+    shift: *const f32,
+    statistics: *const f64,
+    add_weight_term: i32,
+    grad_weight: *mut f32,
+    grad_bias: *mut f32,
+    grad_x: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        decoder_free::backward::<Cpu<f16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            shift,
+            statistics,
+            add_weight_term,
+            grad_weight,
+            grad_bias,
+            grad_x,
+            losses,
+        )
+    }
+}
+
+/// Losses of given activations, whatever encoder they come from, and their gradient, without the encoder's. activations
+/// [n,h] may be negative; their rows are lda elements apart.
+///
+/// What is not wanted may be NULL: grad_activations [n,h]; grad_weight [h,d]; responsibilities [n,h], softmax(-a) by row;
+/// row_loss [n]. All of it is overwritten. weight [h,d] may be NULL if lambda_wr is 0 and grad_weight NULL. With n = 0
+/// and lambda_wr alone these are loss and gradient of a weight. A context keeps the memory of these calls, of those with
+/// n = 0, and of steps, each by itself.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_activation_losses_f32(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    activations: *const f32,
+    lda: i64,
+    weight: *const f32,
+    grad_activations: *mut f32,
+    grad_weight: *mut f32,
+    responsibilities: *mut f32,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        activation_losses::activation_losses::<Cpu<f32>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            activations,
+            lda,
+            weight,
+            grad_activations,
+            grad_weight,
+            responsibilities,
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_activation_losses_f32, all in double, and by plain loops: for checks of gradients and small batches.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_activation_losses_f64(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    activations: *const f64,
+    lda: i64,
+    weight: *const f64,
+    grad_activations: *mut f64,
+    grad_weight: *mut f64,
+    responsibilities: *mut f64,
+    row_loss: *mut f64,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        activation_losses::activation_losses::<Reference>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            activations,
+            lda,
+            weight,
+            grad_activations,
+            grad_weight,
+            responsibilities,
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_activation_losses_f32, with bf16 for activations, weight and grad_activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_activation_losses_bf16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    activations: *const u16,
+    lda: i64,
+    weight: *const u16,
+    grad_activations: *mut u16,
+    grad_weight: *mut f32,
+    responsibilities: *mut f32,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        activation_losses::activation_losses::<Cpu<bf16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            activations.cast(),
+            lda,
+            weight.cast(),
+            grad_activations.cast(),
+            grad_weight,
+            responsibilities,
+            row_loss,
+            losses,
+        )
+    }
+}
+
+/// As saek_activation_losses_f32, with f16 for activations, weight and grad_activations.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_activation_losses_f16(
+    context: *mut saek_context,
+    objective: *const saek_objective,
+    n: i64,
+    d: i64,
+    h: i64,
+    activations: *const u16,
+    lda: i64,
+    weight: *const u16,
+    grad_activations: *mut u16,
+    grad_weight: *mut f32,
+    responsibilities: *mut f32,
+    row_loss: *mut f32,
+    losses: *mut saek_losses,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        activation_losses::activation_losses::<Cpu<f16>>(
+            context,
+            objective,
+            n,
+            d,
+            h,
+            activations.cast(),
+            lda,
+            weight.cast(),
+            grad_activations.cast(),
+            grad_weight,
+            responsibilities,
+            row_loss,
+            losses,
+        )
+    }
 }

@@ -1,6 +1,6 @@
 //! [`BackwardDz`]: the product (a − μ)·M, or none, with the whole gradient in its epilogue.
 
-use super::gemm::{Cut, Epilogue, Gemm, Group, Pointwise, Tile, workspace_len as gemm_len};
+use super::gemm::{Cut, Epilogue, Gemm, Group, Pointwise, Source, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch};
 use super::pack::{Affine, Axis, Operand};
 use super::rows::{self, ColumnSums};
@@ -40,9 +40,11 @@ pub(super) fn backward_dz<E: CpuElement>(core: &Core, mut args: BackwardDz<'_, C
             let left = Operand::rows(args.activations).with(centre);
             Gemm::new(left, Operand::cols(coupling)).run(core, scratch.f64(gemm), &epilogue);
         }
-        Some((_, CorrelationTerm::Dual)) => Pointwise { rows: n, cols: h, source: Some(dz) }.run(core, &epilogue),
+        Some((_, CorrelationTerm::Dual)) => {
+            Pointwise { rows: n, cols: h, source: Source::Written(dz) }.run(core, &epilogue);
+        }
         Some((_, CorrelationTerm::None)) | None => {
-            Pointwise::<E> { rows: n, cols: h, source: None }.run(core, &epilogue);
+            Pointwise::<E> { rows: n, cols: h, source: Source::Zeros }.run(core, &epilogue);
         }
     }
     rows::fold_f32(slots, args.accumulate, args.grad_bias);

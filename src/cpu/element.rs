@@ -64,6 +64,7 @@ macro_rules! operations {
 
 operations! {
     encode::encode(Encode)
+    encode::activation_sums(ActivationSums)
     encode::responsibilities(Responsibilities)
     statistics::recentre(Recentre)
     statistics::comoments(Comoments)

@@ -1,66 +1,124 @@
-//! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue.
+//! [`Encode`]: the encoder's product with bias, activation, row log-sum-exp and column moments in its epilogue; [`ActivationSums`]: that
+//! epilogue without the product.
 //!
 //! A row's log-sum-exp is kept as (m, s) with Σ exp(−a) = s·exp(−m), m the least a so far, s a vector of partial sums: a lower a lowers m,
 //! which rescales s, mostly in the row's first tile alone. m is kept finite, so that infinite a need no case of their own. Each group of
 //! columns leaves one (m, s) a row, and each group of rows one sum a column; they are folded in order.
 
-use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Tile, workspace_len as gemm_len};
+use super::gemm::{Cut, Epilogue, Gemm, Group, MAX_GROUP_ROWS, Pointwise, Source, Tile, workspace_len as gemm_len};
 use super::memory::{Out, Scratch, f32_len};
 use super::pack::Operand;
 use super::rows::{self, ColumnSums};
-use super::simd::{Isa, MAX_LANES, Simd, TILE_VECTORS, Task};
+use super::simd::{MAX_LANES, Simd, TILE_VECTORS, Task};
 use super::{Core, Cpu, CpuElement, math};
 use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
-use crate::operations::{Encode, Responsibilities};
+use crate::operations::{ActivationSums, Encode, Moments, Responsibilities};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
-    row_slots_len(core.isa, n, h) + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
+    // The number of groups of rows does not grow with the rows; the most that there may be does.
+    row_slots_len(core, n, h) + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
 }
 
 /// Rows whose losses are finished, and summed, together.
 const ROWS: usize = 256;
 
 /// Elements of the workspace for the (m, s) of the rows, and for the sums of their losses.
-fn row_slots_len(isa: Isa, n: usize, h: usize) -> usize {
-    f32_len(2 * Cut::cols(isa, h).groups() * n) + n.div_ceil(ROWS)
+fn row_slots_len(core: &Core, n: usize, h: usize) -> usize {
+    f32_len(2 * Cut::cols(core.isa, h).groups() * n) + n.div_ceil(ROWS)
 }
 
 pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
     let mut scratch = Scratch::new(args.workspace, workspace_len(core, n, d, h))?;
-    let row_slots = scratch.f32(2 * Cut::cols(core.isa, h).groups() * n);
-    let loss_slots = scratch.f64(n.div_ceil(ROWS));
-    let col_len = Cut::rows(core.isa, n, h).groups() * h;
-    let (sum_slots, square_slots) = (scratch.f64(col_len), scratch.f64(col_len));
+    let mut slots = Slots::take(core, &mut scratch, n, h);
     let epilogue = EncodeEpilogue {
-        bias: args.bias,
+        bias: Some(args.bias),
         activation: args.activation,
         activations: args.activations.as_mut().map(Out::new),
-        row_slots: (args.row_loss.is_some() || args.moments.is_some()).then(|| Out::dense(&mut *row_slots, n)),
-        column_slots: args.moments.as_ref().map(|moments| ColumnSlots {
-            shift: moments.shift,
-            sum: Out::dense(&mut *sum_slots, h),
-            squares: Out::dense(&mut *square_slots, h),
-        }),
+        ..slots.epilogue(args.row_loss.is_some(), args.moments.as_ref())
     };
     Gemm::new(Operand::rows(args.x), Operand::rows(args.weight)).run(
         core,
         scratch.f64(gemm_len(core, n, h, d)),
         &epilogue,
     );
-    if epilogue.row_slots.is_some() {
-        finish_rows(core, row_slots, n, loss_slots, args.row_loss);
-    }
-    if let Some(moments) = args.moments {
-        let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
-        moments.row_loss_sum[0] = before + loss_slots.iter().sum::<f64>();
-        rows::fold(sum_slots, moments.accumulate, moments.sum);
-        rows::fold(square_slots, moments.accumulate, moments.sum_squares);
-    }
+    slots.finish(core, args.row_loss, args.moments);
     Ok(())
+}
+
+/// The same epilogue on tiles that are read instead of computed.
+pub(super) fn activation_sums<E: CpuElement>(core: &Core, args: ActivationSums<'_, Cpu<E>>) -> Result<()> {
+    let (n, h) = args.check()?;
+    let mut scratch = Scratch::new(args.workspace, Slots::<E>::len(core, n, h))?;
+    let mut slots = Slots::take(core, &mut scratch, n, h);
+    let epilogue = slots.epilogue(args.row_loss.is_some(), args.moments.as_ref());
+    Pointwise { rows: n, cols: h, source: Source::Given(args.activations) }.run(core, &epilogue);
+    slots.finish(core, args.row_loss, args.moments);
+    Ok(())
+}
+
+/// What groups of tiles leave for rows and columns.
+struct Slots<'a, E> {
+    /// For each group of columns, the rows' m, then their s.
+    rows: &'a mut [f32],
+    /// Sums of the losses of each block of rows.
+    losses: &'a mut [f64],
+    sums: &'a mut [f64],
+    squares: &'a mut [f64],
+    batch: usize,
+    latents: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: CpuElement> Slots<'a, E> {
+    fn len(core: &Core, n: usize, h: usize) -> usize {
+        row_slots_len(core, n, h) + 2 * Cut::rows(core.isa, n, h).groups() * h
+    }
+    fn take(core: &Core, scratch: &mut Scratch<'a>, n: usize, h: usize) -> Self {
+        let cols = Cut::rows(core.isa, n, h).groups() * h;
+        Self {
+            rows: scratch.f32(2 * Cut::cols(core.isa, h).groups() * n),
+            losses: scratch.f64(n.div_ceil(ROWS)),
+            sums: scratch.f64(cols),
+            squares: scratch.f64(cols),
+            batch: n,
+            latents: h,
+            element: PhantomData,
+        }
+    }
+
+    /// The epilogue that fills what is wanted, of tiles that are activations already.
+    fn epilogue<'b>(&'b mut self, row_loss: bool, moments: Option<&'b Moments<'_, Cpu<E>>>) -> EncodeEpilogue<'b, E> {
+        EncodeEpilogue {
+            bias: None,
+            activation: Activation::Identity,
+            activations: None,
+            row_slots: (row_loss || moments.is_some()).then(|| Out::dense(&mut *self.rows, self.batch)),
+            column_slots: moments.map(|moments| ColumnSlots {
+                shift: moments.shift,
+                sum: Out::dense(&mut *self.sums, self.latents),
+                squares: Out::dense(&mut *self.squares, self.latents),
+            }),
+        }
+    }
+
+    /// Folds what the epilogue left.
+    fn finish(self, core: &Core, row_loss: Option<&mut [f32]>, moments: Option<Moments<'_, Cpu<E>>>) {
+        if row_loss.is_none() && moments.is_none() {
+            return;
+        }
+        finish_rows(core, self.rows, self.batch, self.losses, row_loss);
+        if let Some(moments) = moments {
+            let before = if moments.accumulate { moments.row_loss_sum[0] } else { 0.0 };
+            moments.row_loss_sum[0] = before + self.losses.iter().sum::<f64>();
+            rows::fold(self.sums, moments.accumulate, moments.sum);
+            rows::fold(self.squares, moments.accumulate, moments.sum_squares);
+        }
+    }
 }
 
 /// Folds each row's (m, s) into ℓ = m − log s, and adds up the losses of each block of rows.
@@ -123,7 +181,8 @@ impl Task for RowLosses<'_> {
 }
 
 struct EncodeEpilogue<'a, E> {
-    bias: &'a [f32],
+    /// Added to the tile, if given.
+    bias: Option<&'a [f32]>,
     activation: Activation,
     activations: Option<Out<'a, E>>,
     /// For each group of columns, the rows' m, then their s.
@@ -159,7 +218,10 @@ impl<E: CpuElement> Epilogue for EncodeEpilogue<'_, E> {
     #[inline(always)]
     fn tile<S: Simd>(&self, s: S, state: &mut EncodeState, group: &Group, tile: Tile<'_>) {
         let cols = tile.cols.len();
-        let bias = rows::load(s, &self.bias[tile.cols.clone()]);
+        let bias = match self.bias {
+            Some(bias) => rows::load(s, &bias[tile.cols.clone()]),
+            None => rows::splat(s, 0.0),
+        };
         let shift = match &self.column_slots {
             Some(ColumnSlots { shift: Some(shift), .. }) => rows::load(s, &shift[tile.cols.clone()]),
             _ => rows::splat(s, 0.0),

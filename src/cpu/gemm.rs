@@ -19,6 +19,7 @@ use super::pack::{Lanes, Left, Operand, Right, RightPlan, packed_len};
 use super::rows;
 use super::simd::{Isa, MAX_TILE, Panels, Simd, TILE_VECTORS, Task};
 use super::{Core, CpuElement};
+use crate::matrix::MatRef;
 use std::ops::Range;
 
 /// Panels of columns in a group, and of rows where there are few groups.
@@ -384,8 +385,15 @@ impl<X: Epilogue, L: CpuElement, R: CpuElement> Task for GroupTask<'_, '_, '_, '
 pub(crate) struct Pointwise<'a, E: CpuElement> {
     pub rows: usize,
     pub cols: usize,
-    /// May be what the epilogue writes: a tile is read before it is handed over.
-    pub source: Option<Out<'a, E>>,
+    pub source: Source<'a, E>,
+}
+
+/// What stands for the product.
+pub(crate) enum Source<'a, E: CpuElement> {
+    Zeros,
+    Given(MatRef<'a, E>),
+    /// What the epilogue writes: a tile is read before it is handed over.
+    Written(Out<'a, E>),
 }
 
 impl<E: CpuElement> Pointwise<'_, E> {
@@ -396,7 +404,7 @@ impl<E: CpuElement> Pointwise<'_, E> {
             let (row_index, col_index) = (task / col_cut.groups, task % col_cut.groups);
             let group = Group { row_index, col_index, rows: row_cut.group(row_index), cols: col_cut.group(col_index) };
             let mut state = epilogue.begin(&group);
-            core.isa.run(PointwiseTask { epilogue, state: &mut state, group: &group, source: self.source });
+            core.isa.run(PointwiseTask { epilogue, state: &mut state, group: &group, source: &self.source });
             epilogue.end(&state, &group);
         });
     }
@@ -406,7 +414,7 @@ struct PointwiseTask<'a, X: Epilogue, E: CpuElement> {
     epilogue: &'a X,
     state: &'a mut X::State,
     group: &'a Group,
-    source: Option<Out<'a, E>>,
+    source: &'a Source<'a, E>,
 }
 
 impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
@@ -420,12 +428,14 @@ impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
             let rows = row..all_rows.end.min(row + tile_rows);
             for col in all_cols.clone().step_by(tile_cols) {
                 let cols = col..all_cols.end.min(col + tile_cols);
-                if let Some(source) = &self.source {
-                    for (row, tile_row) in rows.clone().zip(buffer.0.chunks_mut(tile_cols)) {
+                for (row, tile_row) in rows.clone().zip(buffer.0.chunks_mut(tile_cols)) {
+                    let part: &[E] = match self.source {
+                        Source::Zeros => break,
+                        Source::Given(matrix) => &matrix.row(row)[cols.clone()],
                         // SAFETY: groups are disjoint, and the part is given back before the epilogue takes it.
-                        let part = unsafe { source.part(row, cols.clone()) };
-                        rows::store(s, tile_row, rows::widen(s, part));
-                    }
+                        Source::Written(out) => unsafe { out.part(row, cols.clone()) },
+                    };
+                    rows::store(s, tile_row, rows::widen(s, part));
                 }
                 let tile = Tile { data: &buffer.0, stride: tile_cols, rows: rows.clone(), cols };
                 self.epilogue.tile(s, self.state, self.group, tile);

@@ -83,6 +83,12 @@ impl<E: CpuElement> Cpu<E> {
         self.core.threads.count()
     }
 
+    /// The same instruction set and threads with another storage type.
+    #[cfg(feature = "capi")]
+    pub(crate) fn storing<F: CpuElement>(&self) -> Cpu<F> {
+        Cpu { core: self.core.clone(), element: PhantomData }
+    }
+
     /// Calls `task` once on each thread that only this backend uses; the calling thread is none of them.
     #[cfg(feature = "capi")]
     pub(crate) fn on_own_threads(&self, task: impl Fn() + Sync) {
@@ -136,6 +142,9 @@ impl<E: CpuElement> Backend for Cpu<E> {
 
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
         E::encode(self, args)
+    }
+    fn activation_sums(&self, args: ActivationSums<'_, Self>) -> Result<()> {
+        E::activation_sums(self, args)
     }
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
         E::responsibilities(self, args)

@@ -1,8 +1,8 @@
 //! [`BackwardDz`]: the product (a − μ)·M, or none, with the whole gradient in its epilogue.
 
-use super::gemm::{Affine, Extents, SHARED_BYTES, Source, THREADS, TILE, blocks, derived_planes, extent, take_planes};
+use super::gemm::{Affine, Extents, Source, TILE, derived_planes, take_planes};
 use super::memory::{Layout, View, lay_out};
-use super::{Argument, Core, Cuda, CudaElement, activation};
+use super::{Core, Cuda, CudaElement, activation};
 use crate::error::Result;
 use crate::operations::{BackwardDz, CorrelationTerm};
 use bytemuck::{Pod, Zeroable};
@@ -23,15 +23,6 @@ pub(super) struct GradientEpilogue {
     pub l1: f32,
     pub activation: u32,
     pub padding: u32,
-}
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Pointwise {
-    source: View,
-    epilogue: GradientEpilogue,
-    rows: i32,
-    cols: i32,
 }
 
 /// Scratch: slots, and the operands of the product if there is one.
@@ -90,8 +81,6 @@ pub(super) fn backward_dz<E: CudaElement>(core: &Core, args: BackwardDz<'_, Cuda
         Some((_, CorrelationTerm::Dual)) => source = dz,
         Some((_, CorrelationTerm::None)) | None => {}
     }
-    let pointwise = Pointwise { source, epilogue, rows: extent(n)?, cols: extent(h)? };
-    let grid = [blocks(Extents::full(n, h, 0).tiles())?, 1];
-    core.launch(E::KERNELS.pointwise, grid, THREADS, SHARED_BYTES, Argument::new(&pointwise))?;
+    core.pointwise(E::KERNELS.pointwise, source, [n, h], &epilogue)?;
     core.fold_f32(plan.slots, n.div_ceil(TILE), h, args.accumulate, args.grad_bias.address())
 }

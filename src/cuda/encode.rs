@@ -1,11 +1,12 @@
-//! [`Encode`] and [`Responsibilities`].
+//! [`Encode`], [`ActivationSums`] and [`Responsibilities`].
 
 use super::gemm::{Extents, TILE, elementwise, raw_planes, take_planes};
 use super::memory::{Layout, View, lay_out};
 use super::reduce::Base;
-use super::{Argument, Core, Cuda, CudaElement, activation};
+use super::{Argument, Core, Cuda, CudaElement, CudaRefMut, activation};
 use crate::error::Result;
-use crate::operations::{Encode, Responsibilities};
+use crate::objective::Activation;
+use crate::operations::{ActivationSums, Encode, Moments, Responsibilities};
 use bytemuck::{Pod, Zeroable};
 
 #[repr(C)]
@@ -37,56 +38,105 @@ struct FinishRows {
 pub(super) struct Plan {
     x: u64,
     weight: u64,
-    row_slots: u64,
-    losses: u64,
-    sums: u64,
-    squares: u64,
+    slots: Slots,
 }
 
 pub(super) fn plan<E: CudaElement>(layout: &mut Layout, n: usize, d: usize, h: usize) -> Result<Plan> {
     Ok(Plan {
         x: take_planes(layout, raw_planes::<E>(), n, d)?,
         weight: take_planes(layout, raw_planes::<E>(), h, d)?,
-        // (m, s) in f32.
-        row_slots: layout.take::<[f32; 2]>(n, h.div_ceil(TILE))?,
-        losses: layout.take::<f64>(n, 1)?,
-        sums: layout.take::<f64>(n.div_ceil(TILE), h)?,
-        squares: layout.take::<f64>(n.div_ceil(TILE), h)?,
+        slots: Slots::take(layout, n, h)?,
     })
 }
 
 pub(super) fn encode<E: CudaElement>(core: &Core, args: Encode<'_, Cuda<E>>) -> Result<()> {
     let (n, d, h) = args.check()?;
     let plan = lay_out(&args.workspace, |layout| plan::<E>(layout, n, d, h))?;
-    let wants_rows = args.row_loss.is_some() || args.moments.is_some();
-    let col_tiles = h.div_ceil(TILE) as i64;
     let epilogue = EncodeEpilogue {
         bias: args.bias.address(),
-        shift: args.moments.as_ref().and_then(|moments| moments.shift).map_or(0, |shift| shift.address()),
         activations: args.activations.as_ref().map_or(View::NONE, View::of),
-        row_slots: if wants_rows { plan.row_slots } else { 0 },
-        sums: if args.moments.is_some() { plan.sums } else { 0 },
-        squares: plan.squares,
-        cols: h as i64,
-        col_tiles,
         activation: activation(args.activation),
-        padding: 0,
+        ..plan.slots.epilogue::<E>(args.row_loss.is_some(), args.moments.as_ref())
     };
     let x = core.raw(&args.x, plan.x)?;
     let weight = core.raw(&args.weight, plan.weight)?;
     core.gemm(E::KERNELS.encode, Extents::full(n, h, d), x, weight, &epilogue)?;
-    if wants_rows {
-        let row_loss = args.row_loss.as_ref().map_or(0, |loss| loss.address());
-        let finish = FinishRows { slots: plan.row_slots, losses: plan.losses, row_loss, rows: n as i64, col_tiles };
-        core.each_row("finish_rows", n, &finish)?;
+    plan.slots.finish(core, args.row_loss, args.moments)
+}
+
+pub(super) fn activation_sums<E: CudaElement>(core: &Core, args: ActivationSums<'_, Cuda<E>>) -> Result<()> {
+    let (n, h) = args.check()?;
+    let slots = lay_out(&args.workspace, |layout| Slots::take(layout, n, h))?;
+    let epilogue = slots.epilogue::<E>(args.row_loss.is_some(), args.moments.as_ref());
+    core.pointwise(E::KERNELS.activation_sums, View::new(&args.activations), [n, h], &epilogue)?;
+    slots.finish(core, args.row_loss, args.moments)
+}
+
+/// What tiles leave for rows and columns.
+struct Slots {
+    n: usize,
+    h: usize,
+    /// (m, s) in f32.
+    rows: u64,
+    losses: u64,
+    sums: u64,
+    squares: u64,
+}
+
+impl Slots {
+    fn take(layout: &mut Layout, n: usize, h: usize) -> Result<Self> {
+        Ok(Self {
+            n,
+            h,
+            rows: layout.take::<[f32; 2]>(n, h.div_ceil(TILE))?,
+            losses: layout.take::<f64>(n, 1)?,
+            sums: layout.take::<f64>(n.div_ceil(TILE), h)?,
+            squares: layout.take::<f64>(n.div_ceil(TILE), h)?,
+        })
     }
-    if let Some(moments) = args.moments {
-        let groups = n.div_ceil(TILE);
-        core.sum(plan.losses, n, 1.0, Base::accumulate(moments.accumulate), moments.row_loss_sum.address())?;
-        core.fold(plan.sums, groups, h, moments.accumulate, moments.sum.address())?;
-        core.fold(plan.squares, groups, h, moments.accumulate, moments.sum_squares.address())?;
+
+    /// The epilogue that fills what is wanted, of tiles that are activations already.
+    fn epilogue<E: CudaElement>(&self, row_loss: bool, moments: Option<&Moments<'_, Cuda<E>>>) -> EncodeEpilogue {
+        EncodeEpilogue {
+            bias: 0,
+            shift: moments.and_then(|moments| moments.shift).map_or(0, |shift| shift.address()),
+            activations: View::NONE,
+            row_slots: if row_loss || moments.is_some() { self.rows } else { 0 },
+            sums: if moments.is_some() { self.sums } else { 0 },
+            squares: self.squares,
+            cols: self.h as i64,
+            col_tiles: self.h.div_ceil(TILE) as i64,
+            activation: activation(Activation::Identity),
+            padding: 0,
+        }
     }
-    Ok(())
+
+    /// Folds what the epilogue left.
+    fn finish<E: CudaElement>(
+        &self,
+        core: &Core,
+        row_loss: Option<CudaRefMut<'_, f32>>,
+        moments: Option<Moments<'_, Cuda<E>>>,
+    ) -> Result<()> {
+        let (n, h) = (self.n, self.h);
+        if row_loss.is_some() || moments.is_some() {
+            let finish = FinishRows {
+                slots: self.rows,
+                losses: self.losses,
+                row_loss: row_loss.as_ref().map_or(0, |loss| loss.address()),
+                rows: n as i64,
+                col_tiles: h.div_ceil(TILE) as i64,
+            };
+            core.each_row("finish_rows", n, &finish)?;
+        }
+        if let Some(moments) = moments {
+            let groups = n.div_ceil(TILE);
+            core.sum(self.losses, n, 1.0, Base::accumulate(moments.accumulate), moments.row_loss_sum.address())?;
+            core.fold(self.sums, groups, h, moments.accumulate, moments.sum.address())?;
+            core.fold(self.squares, groups, h, moments.accumulate, moments.sum_squares.address())?;
+        }
+        Ok(())
+    }
 }
 
 #[repr(C)]

@@ -22,6 +22,7 @@ families! {
     prepare { align_f16; prepare }
     reduce { fold sum; }
     encode { finish_rows; encode responsibilities }
+    activations { ; activation_sums }
     statistics { comoments gram_primal variances finish_primal; recentre }
     backward { ; backward pointwise }
     dual { gram_nt gram_tn dual_vectors dual_finish; dual_apply }

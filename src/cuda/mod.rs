@@ -20,6 +20,7 @@ mod hardware;
 pub(crate) mod image;
 mod memory;
 mod optimizer;
+mod pointwise;
 mod product;
 mod reduce;
 mod redundancy;
@@ -354,6 +355,9 @@ impl<E: CudaElement> Backend for Cuda<E> {
 
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
         encode::encode(&self.core, args)
+    }
+    fn activation_sums(&self, args: ActivationSums<'_, Self>) -> Result<()> {
+        encode::activation_sums(&self.core, args)
     }
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
         encode::responsibilities(&self.core, args)

@@ -36,6 +36,44 @@ pub struct Encode<'a, B: Backend + ?Sized> {
     pub workspace: SliceMut<'a, B, f64>,
 }
 
+/// Row log-sum-exp and column moments of activations that are there already: what [`Encode`] leaves, without its product.
+///
+/// ```text
+/// ℓ_n = −log Σ_j exp(−a_nj)
+/// row_loss_sum = Σ_n ℓ_n     sum_j = Σ_n (a_nj − c_j)     sum_squares_j = Σ_n (a_nj − c_j)²
+/// ```
+///
+/// Activations may have any sign; the log-sum-exp is shifted by the row's minimum. A row's loss does not depend on the other rows.
+///
+/// Source: as [`Encode`]. Errors: [`Error::NoLatents`] for H = 0.
+pub struct ActivationSums<'a, B: Backend + ?Sized> {
+    /// a \[N,H\].
+    pub activations: Mat<'a, B, B::Element>,
+    /// ℓ \[N\], written if given.
+    pub row_loss: Option<SliceMut<'a, B, B::Real>>,
+    /// Sums over the rows, if wanted.
+    pub moments: Option<Moments<'a, B>>,
+    /// Scratch.
+    pub workspace: SliceMut<'a, B, f64>,
+}
+
+impl<B: Backend + ?Sized> ActivationSums<'_, B> {
+    /// Checks shapes and returns (N, H).
+    pub fn check(&self) -> Result<(usize, usize)> {
+        let (n, h) = (self.activations.rows(), self.activations.cols());
+        if h == 0 {
+            return Err(Error::NoLatents);
+        }
+        if let Some(row_loss) = &self.row_loss {
+            check_slice_mut::<B, _>("row_loss", n, row_loss)?;
+        }
+        if let Some(moments) = &self.moments {
+            moments.check(h)?;
+        }
+        Ok((n, h))
+    }
+}
+
 /// Sums over the rows of a block, about a shift c. They add up over blocks that share the shift.
 pub struct Moments<'a, B: Backend + ?Sized> {
     /// c \[H\]; 0 if not given. The closer to the mean, the smaller the rounding error of the sums.

@@ -16,7 +16,7 @@ mod statistics;
 pub use backward::{BackwardDz, CorrelationTerm, StatisticsTerm};
 pub use decode::{Decode, DecodeBackward};
 pub use dual::CorrelationDual;
-pub use encode::{Encode, Moments, Responsibilities};
+pub use encode::{ActivationSums, Encode, Moments, Responsibilities};
 pub use optimizer::{Adam, AdamConfig, Optimizer, ProductUpdate, Sgd, SgdConfig};
 pub use product::{ColumnSums, Layout, Product};
 pub use redundancy::WeightRedundancy;

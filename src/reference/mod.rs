@@ -45,6 +45,9 @@ impl Backend for Reference {
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {
         encode::encode(args)
     }
+    fn activation_sums(&self, args: ActivationSums<'_, Self>) -> Result<()> {
+        encode::activation_sums(args)
+    }
     fn responsibilities(&self, args: Responsibilities<'_, Self>) -> Result<()> {
         encode::responsibilities(args)
     }

@@ -3,7 +3,8 @@
 //! What an operation reads that another computed is given as that backend stored it, so each bound is of one operation alone.
 
 use super::ops::{
-    self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
+    self, ActivationSums, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Encoded, Finish,
+    Redundancy, StatisticsPart,
 };
 use super::{
     HostBackend, Place, Under, abs_nt, assert_within, reference, rng, rounded, step, transposed, uniform, z_factor,
@@ -85,26 +86,57 @@ pub fn check_encoded<B: HostBackend>(under: &Under<B>, case: &Encode, place: Pla
         let function = if activation == Activation::Softplus { 4.0 * u * (1.0 + computed) } else { 0.0 };
         z_bound(at) + function + under.storage(computed + function)
     });
-    // All below is of the rounded activations.
-    let a = &found.activations;
+    check_sums(under, &context, [n, h], &found.activations, (&case.shift, &case.before), &found);
+}
+
+/// Activations of any sign, with a shift and sums to add to.
+pub fn sums_inputs<B: HostBackend>([n, h]: [usize; 2]) -> ActivationSums {
+    let mut rng = rng((n * 31 + h) as u64);
+    ActivationSums {
+        n,
+        h,
+        activations: activations::<B>([n, h], Activation::Identity),
+        shift: Some(real::<B>(uniform(&mut rng, h, 0.5))),
+        before: Some((-3.25, uniform(&mut rng, h, 10.0), uniform(&mut rng, h, 10.0))),
+        wanted: [true; 2],
+    }
+}
+
+pub fn check_summed<B: HostBackend>(under: &Under<B>, case: &ActivationSums, place: Place) {
+    let ActivationSums { n, h, .. } = *case;
+    let context = format!("{}: activation_sums {n}×{h} {place:?}", under.name);
+    let found = case.run(under, place);
+    check_sums(under, &context, [n, h], &case.activations, (&case.shift, &case.before), &found);
+}
+
+/// Row losses and moments of the activations that a backend has stored.
+fn check_sums<B: HostBackend>(
+    under: &Under<B>,
+    context: &str,
+    [n, h]: [usize; 2],
+    a: &[f64],
+    (shift, before): (&Option<Vec<f64>>, &Option<(f64, Vec<f64>, Vec<f64>)>),
+    found: &Encoded,
+) {
+    let u = under.real();
     let row_loss: Vec<f64> = a.chunks(h).map(step::row_loss).collect();
-    assert_within(&context, "row_loss", &found.row_loss, &row_loss, |row| {
+    assert_within(context, "row_loss", &found.row_loss, &row_loss, |row| {
         super::ROW_LOSS_BAR * u * (row_loss[row].abs() + 1.0)
     });
-    let before = case.before.clone().unwrap_or((0.0, vec![0.0; h], vec![0.0; h]));
+    let before = before.clone().unwrap_or((0.0, vec![0.0; h], vec![0.0; h]));
     let losses: f64 = found.row_loss.iter().sum();
     let losses_scale: f64 = found.row_loss.iter().map(|l| l.abs()).sum();
-    assert_within(&context, "row_loss_sum", &found.row_loss_sum, &[before.0 + losses], |_| {
+    assert_within(context, "row_loss_sum", &found.row_loss_sum, &[before.0 + losses], |_| {
         sum_factor(n) * u * losses_scale + 4.0 * f64::EPSILON * before.0.abs()
     });
-    let centred = |row: usize, j: usize| a[row * h + j] - case.shift.as_ref().map_or(0.0, |shift| shift[j]);
+    let centred = |row: usize, j: usize| a[row * h + j] - shift.as_ref().map_or(0.0, |shift| shift[j]);
     let column = |j: usize, f: &dyn Fn(f64) -> f64| (0..n).map(|row| f(centred(row, j))).sum::<f64>();
     let sum: Vec<f64> = (0..h).map(|j| before.1[j] + column(j, &|a| a)).collect();
     let squares: Vec<f64> = (0..h).map(|j| before.2[j] + column(j, &|a| a * a)).collect();
-    assert_within(&context, "sum", &found.sum, &sum, |j| {
+    assert_within(context, "sum", &found.sum, &sum, |j| {
         sum_factor(n) * u * column(j, &f64::abs) + 4.0 * f64::EPSILON * before.1[j].abs()
     });
-    assert_within(&context, "sum_squares", &found.sum_squares, &squares, |j| {
+    assert_within(context, "sum_squares", &found.sum_squares, &squares, |j| {
         sum_factor(n) * u * column(j, &|a| a * a) + 4.0 * f64::EPSILON * before.2[j].abs()
     });
 }

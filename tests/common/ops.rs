@@ -101,6 +101,59 @@ impl Encode {
     }
 }
 
+/// [`operations::ActivationSums`]; its outcome has no activations.
+#[derive(Debug, Clone)]
+pub struct ActivationSums {
+    pub n: usize,
+    pub h: usize,
+    pub activations: Vec<f64>,
+    pub shift: Option<Vec<f64>>,
+    /// Row loss sum, sums and sums of squares to add to.
+    pub before: Option<(f64, Vec<f64>, Vec<f64>)>,
+    /// Whether row losses and moments are wanted.
+    pub wanted: [bool; 2],
+}
+
+impl ActivationSums {
+    pub fn run<B: HostBackend>(&self, under: &Under<B>, place: Place) -> Encoded {
+        let Self { n, h, .. } = *self;
+        let context = format!("{}: activation_sums {n}×{h} {place:?}", under.name);
+        let activations = Guarded::<ElementOf<B>>::matrix(place, n, h, &self.activations);
+        let shift = self.shift.as_ref().map(|shift| Guarded::<RealOf<B>>::vector(place, shift));
+        let mut row_loss = Guarded::<RealOf<B>>::vector_or_poison(place, n, None);
+        let before = self.before.as_ref();
+        let total = before.map(|b| [b.0]);
+        let mut row_loss_sum = Guarded::<f64>::vector_or_poison(place, 1, total.as_ref().map(|t| t.as_slice()));
+        let mut sum = Guarded::<f64>::vector_or_poison(place, h, before.map(|b| b.1.as_slice()));
+        let mut sum_squares = Guarded::<f64>::vector_or_poison(place, h, before.map(|b| b.2.as_slice()));
+        let mut scratch = workspace_at(under, place, n, 0, h);
+        let [want_row_loss, want_moments] = self.wanted;
+        under
+            .backend
+            .activation_sums(operations::ActivationSums {
+                activations: activations.mat(),
+                row_loss: want_row_loss.then(|| row_loss.slice_mut()),
+                moments: want_moments.then(|| Moments {
+                    shift: shift.as_ref().map(|s| s.slice()),
+                    accumulate: before.is_some(),
+                    row_loss_sum: row_loss_sum.slice_mut(),
+                    sum: sum.slice_mut(),
+                    sum_squares: sum_squares.slice_mut(),
+                }),
+                workspace: scratch.slice_mut(),
+            })
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
+        scratch.checked(&context, "the workspace");
+        Encoded {
+            activations: Vec::new(),
+            row_loss: keep(want_row_loss, row_loss.checked(&context, "row_loss")),
+            row_loss_sum: keep(want_moments, row_loss_sum.checked(&context, "row_loss_sum")),
+            sum: keep(want_moments, sum.checked(&context, "sum")),
+            sum_squares: keep(want_moments, sum_squares.checked(&context, "sum_squares")),
+        }
+    }
+}
+
 fn keep(wanted: bool, values: Vec<f64>) -> Vec<f64> {
     if wanted { values } else { Vec::new() }
 }

@@ -65,6 +65,44 @@ impl<E: CudaElement> Staged<E> {
             _ => Ok(()),
         }
     }
+    fn copy_moments(&self, moments: &Option<Moments<'_, Self>>) -> Result<Option<CopiedMoments>> {
+        let copy = |m: &Moments<'_, Self>| {
+            Ok(CopiedMoments {
+                shift: m.shift.map(|shift| self.copy(shift)).transpose()?,
+                accumulate: m.accumulate,
+                sums: [self.copy(m.row_loss_sum)?, self.copy(m.sum)?, self.copy(m.sum_squares)?],
+            })
+        };
+        moments.as_ref().map(copy).transpose()
+    }
+    fn moments_back(&self, copied: &Option<CopiedMoments>, moments: Option<Moments<'_, Self>>) -> Result<()> {
+        if let (Some(CopiedMoments { sums: [row_loss_sum, sum, sum_squares], .. }), Some(m)) = (copied, moments) {
+            self.back(row_loss_sum, m.row_loss_sum)?;
+            self.back(sum, m.sum)?;
+            self.back(sum_squares, m.sum_squares)?;
+        }
+        Ok(())
+    }
+}
+
+/// Moments on the device: Σℓ, Σ(a − c), Σ(a − c)².
+struct CopiedMoments {
+    shift: Option<Copied<f32>>,
+    accumulate: bool,
+    sums: [Copied<f64>; 3],
+}
+
+impl CopiedMoments {
+    fn moments<E: CudaElement>(&mut self) -> Moments<'_, Cuda<E>> {
+        let [row_loss_sum, sum, sum_squares] = &mut self.sums;
+        Moments {
+            shift: self.shift.as_ref().map(Copied::slice),
+            accumulate: self.accumulate,
+            row_loss_sum: row_loss_sum.slice_mut(),
+            sum: sum.slice_mut(),
+            sum_squares: sum_squares.slice_mut(),
+        }
+    }
 }
 
 impl<E: CudaElement> Backend for Staged<E> {
@@ -92,16 +130,7 @@ impl<E: CudaElement> Backend for Staged<E> {
         let mut workspace = self.copy(args.workspace)?;
         let mut activations = self.copy_mat(&mut args.activations)?;
         let mut row_loss = self.copy_slice(&args.row_loss)?;
-        let mut moments = match &args.moments {
-            Some(m) => Some((
-                m.shift.map(|shift| self.copy(shift)).transpose()?,
-                self.copy(m.row_loss_sum)?,
-                self.copy(m.sum)?,
-                self.copy(m.sum_squares)?,
-            )),
-            None => None,
-        };
-        let accumulate = args.moments.as_ref().is_some_and(|m| m.accumulate);
+        let mut moments = self.copy_moments(&args.moments)?;
         self.0.encode(Encode {
             x: x.mat(&args.x),
             weight: weight.mat(&args.weight),
@@ -109,23 +138,27 @@ impl<E: CudaElement> Backend for Staged<E> {
             activation: args.activation,
             activations: activations.as_mut().zip(args.activations.as_ref()).map(|(a, like)| a.mat_mut(extent(like))),
             row_loss: row_loss.as_mut().map(Copied::slice_mut),
-            moments: moments.as_mut().map(|(shift, row_loss_sum, sum, sum_squares)| Moments {
-                shift: shift.as_ref().map(Copied::slice),
-                accumulate,
-                row_loss_sum: row_loss_sum.slice_mut(),
-                sum: sum.slice_mut(),
-                sum_squares: sum_squares.slice_mut(),
-            }),
+            moments: moments.as_mut().map(CopiedMoments::moments),
             workspace: workspace.slice_mut(),
         })?;
         self.mat_back(&activations, &mut args.activations)?;
         self.slice_back(&row_loss, &mut args.row_loss)?;
-        if let (Some((_, row_loss_sum, sum, sum_squares)), Some(m)) = (&moments, args.moments) {
-            self.back(row_loss_sum, m.row_loss_sum)?;
-            self.back(sum, m.sum)?;
-            self.back(sum_squares, m.sum_squares)?;
-        }
-        Ok(())
+        self.moments_back(&moments, args.moments)
+    }
+
+    fn activation_sums(&self, mut args: ActivationSums<'_, Self>) -> Result<()> {
+        args.check()?;
+        let (activations, mut workspace) = (self.copy(args.activations.data())?, self.copy(args.workspace)?);
+        let mut row_loss = self.copy_slice(&args.row_loss)?;
+        let mut moments = self.copy_moments(&args.moments)?;
+        self.0.activation_sums(ActivationSums {
+            activations: activations.mat(&args.activations),
+            row_loss: row_loss.as_mut().map(Copied::slice_mut),
+            moments: moments.as_mut().map(CopiedMoments::moments),
+            workspace: workspace.slice_mut(),
+        })?;
+        self.slice_back(&row_loss, &mut args.row_loss)?;
+        self.moments_back(&moments, args.moments)
     }
 
     fn responsibilities(&self, mut args: Responsibilities<'_, Self>) -> Result<()> {
