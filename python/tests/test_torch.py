@@ -389,11 +389,15 @@ def test_threads_are_of_no_consequence():
 
 
 def test_a_forked_child_has_a_context_of_its_own():
-    saek.lse_loss(random(6, 5))
-    context = torch.multiprocessing.get_context("fork")
-    with context.Pool(1) as pool:
-        assert pool.apply(_child, ()) == saek.lse_loss(random(6, 5))[0].item()
+    # Enough work for a context's threads, which a child does not inherit.
+    try:
+        sae_kernels.set_num_threads(2)
+        expected = _some_loss()
+        with torch.multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(_some_loss).get(timeout=60) == expected
+    finally:
+        sae_kernels.set_num_threads(0)
 
 
-def _child():
-    return saek.lse_loss(random(6, 5))[0].item()
+def _some_loss():
+    return saek.correlation_loss(random(900, 300)).item()
