@@ -404,7 +404,9 @@ impl<E: CpuElement> Pointwise<'_, E> {
             let (row_index, col_index) = (task / col_cut.groups, task % col_cut.groups);
             let group = Group { row_index, col_index, rows: row_cut.group(row_index), cols: col_cut.group(col_index) };
             let mut state = epilogue.begin(&group);
-            core.isa.run(PointwiseTask { epilogue, state: &mut state, group: &group, source: &self.source });
+            // The tiles that a product has, so that sums over rows have the same bits.
+            let tile_rows = row_cut.width();
+            core.isa.run(PointwiseTask { epilogue, state: &mut state, group: &group, tile_rows, source: &self.source });
             epilogue.end(&state, &group);
         });
     }
@@ -414,6 +416,7 @@ struct PointwiseTask<'a, X: Epilogue, E: CpuElement> {
     epilogue: &'a X,
     state: &'a mut X::State,
     group: &'a Group,
+    tile_rows: usize,
     source: &'a Source<'a, E>,
 }
 
@@ -421,7 +424,7 @@ impl<X: Epilogue, E: CpuElement> Task for PointwiseTask<'_, X, E> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (tile_rows, tile_cols) = (S::ROWS, TILE_VECTORS * S::LANES);
+        let (tile_rows, tile_cols) = (self.tile_rows, TILE_VECTORS * S::LANES);
         let mut buffer = TileBuffer([0.0; MAX_TILE]);
         let (all_rows, all_cols) = (&self.group.rows, &self.group.cols);
         for row in all_rows.clone().step_by(tile_rows) {
