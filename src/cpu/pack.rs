@@ -2,7 +2,7 @@
 //!
 //! The tile broadcasts values of the left operand, so any layout will do and only what has to be widened, centred or scaled is copied. It
 //! loads vectors of the right operand, which must run along the output's columns and begin where vectors do: unless the matrix lies like that
-//! already, all of it is packed into panels before the tasks, transposed if need be.
+//! already, all of it is packed into panels before the tasks, transposed if need be; or, if one task only reads a panel, by that task.
 //!
 //! A step of the depth is one `f32`, or a pair of `bf16` where the instruction set multiplies pairs: both are lanes of 32 bits.
 
@@ -78,12 +78,13 @@ impl<'a, E: CpuElement> Operand<'a, E> {
     /// Copies a part of the matrix, one row after another, `step` lanes apart; columns are padded with zeros to whole register rows.
     #[inline(always)]
     fn copy<S: Simd>(&self, s: S, rows: Range<usize>, cols: Range<usize>, to: &mut [f32], step: usize) {
-        /// Rows that are fetched ahead.
-        const AHEAD: usize = 4;
         let width = TILE_VECTORS * S::LANES;
+        // Rows that are fetched ahead: many, where the processor itself does not fetch what lies pages apart.
+        let pages_apart = self.matrix.row_stride() * size_of::<E>() >= 4096;
+        let ahead = if cols.len() <= width && pages_apart { 32 } else { 4 };
         for (row, to) in rows.zip(to.chunks_mut(step)) {
             let from = &self.matrix.row(row)[cols.clone()];
-            let ahead = from.as_ptr().wrapping_add(AHEAD * self.matrix.row_stride());
+            let ahead = from.as_ptr().wrapping_add(ahead * self.matrix.row_stride());
             for (index, (from, to)) in from.chunks(width).zip(to.chunks_mut(width)).enumerate() {
                 for line in 0..(width * size_of::<E>()).div_ceil(64) {
                     s.prefetch(ahead.wrapping_add(index * width).cast::<u8>().wrapping_add(64 * line));
@@ -393,6 +394,8 @@ pub(crate) struct Right<'a, 'p, E: CpuElement> {
 enum Source<'p> {
     /// Tasks copy panels that are not whole.
     InPlace(InPlace<'p>),
+    /// Tasks copy their panels: each is one task's.
+    Copied,
     /// Of [`Lanes::Dots`]: rows in place, or copied by tasks.
     Rows(Option<InPlace<'p>>),
     /// Panels from `first_panel` on.
@@ -418,17 +421,20 @@ pub(crate) struct RightPlan<'a, E: CpuElement> {
     /// How its columns are cut.
     pub cut: Cut,
     in_place: Option<InPlace<'a>>,
+    /// Whether there is one group of rows, whose tasks copy what cannot be read in place.
+    copied: bool,
     limit: usize,
 }
 
 impl<'a, E: CpuElement> RightPlan<'a, E> {
-    /// For a product of `rows` rows; up to `limit` elements are packed at a time. `cut_anywhere`: columns may be cut where the vectors of an
+    /// For a product of `rows` rows, perhaps of the operand with itself, when all share one copy; up to `limit` elements are packed at a time. `cut_anywhere`: columns may be cut where the vectors of an
     /// operand begin that is read in place.
     pub(crate) fn new(
         isa: Isa,
         operand: Operand<'a, E>,
         lanes: Lanes,
         rows: usize,
+        symmetric: bool,
         limit: usize,
         cut_anywhere: bool,
     ) -> Self {
@@ -439,7 +445,8 @@ impl<'a, E: CpuElement> RightPlan<'a, E> {
         let (tile_rows, width) = isa.tile();
         let vector = width / TILE_VECTORS;
         let cut = Cut::cols(isa, operand.len());
-        let plan = |cut, in_place| Self { operand, lanes, cut, in_place, limit };
+        let copied = operand.transposed && rows <= GROUP * tile_rows && !symmetric;
+        let plan = |cut, in_place| Self { operand, lanes, cut, in_place, copied, limit };
         let Some(at) = operand.in_place(lanes) else { return plan(cut, None) };
         // Dot products read rows. A panel that is read once or twice is better read than copied.
         if lanes == Lanes::Dots || (operand.transposed && rows <= 2 * tile_rows) {
@@ -459,7 +466,7 @@ impl<'a, E: CpuElement> RightPlan<'a, E> {
     }
 
     fn is_packed(&self) -> bool {
-        self.in_place.is_none() && self.lanes != Lanes::Dots
+        self.in_place.is_none() && self.lanes != Lanes::Dots && !self.copied
     }
 
     /// Elements that packed panels may take.
@@ -490,6 +497,7 @@ impl<'a, E: CpuElement> RightPlan<'a, E> {
         if !self.is_packed() {
             return right(match in_place {
                 Some(at) if lanes != Lanes::Dots => Source::InPlace(at),
+                None if lanes != Lanes::Dots => Source::Copied,
                 rows => Source::Rows(rows),
             });
         }
@@ -557,6 +565,10 @@ impl<'p, E: CpuElement> Right<'_, 'p, E> {
                 let step = depth.len().max(1).next_multiple_of(width);
                 self.operand.copy_indices(s, self.lanes, cols.clone(), depth, space, step);
                 PlacedRight { data: space.as_ptr(), step }
+            }
+            Source::Copied => {
+                self.operand.copy_steps(s, self.lanes, depth, cols, space, width);
+                PlacedRight { data: space.as_ptr(), step: width }
             }
             Source::Packed { data, first_panel } => {
                 let panel_len = width * self.lanes.steps(self.operand.depth());
