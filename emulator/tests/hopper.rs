@@ -4,7 +4,8 @@ mod common;
 use common::*;
 use half::{bf16, f16};
 use ptx_emulator::{
-    Argument, Bytes, Device, DevicePointer, Fault, Grid, Module, Options, Swizzle, TensorElement, TensorMap,
+    Argument, Bytes, Device, DevicePointer, Fault, Grid, Module, Options, Rule, Swizzle, TensorElement, TensorMap,
+    mutate,
 };
 
 const GEMM: &str = include_str!("ptx/hopper_gemm.ptx");
@@ -131,4 +132,76 @@ fn every_layout_agrees_with_a_plain_product() {
             assert!(case.agrees(&c), "{} {m}x{n}x{k}", v.kernel);
         }
     }
+}
+
+#[test]
+fn agrees_however_it_runs() {
+    let module = module(GEMM);
+    for (v, m, n, k) in [(&GEMM_PLAIN, 130, 70, 280), (&GEMM_CLUSTER, 130, 70, 280)] {
+        let case = Case::new(m, n, k);
+        for (i, options) in all_options().into_iter().enumerate() {
+            let options = Options { rounding: ROUNDINGS[i % 3], ..options };
+            let c = case.run(&module, v, v.kernel, options.clone());
+            let c = c.unwrap_or_else(|e| panic!("{} {options:?}: {e}", v.kernel));
+            assert!(case.agrees(&c), "{} {options:?}", v.kernel);
+        }
+    }
+}
+
+#[test]
+fn planted_faults_are_found() {
+    let module = module(GEMM);
+    let case = Case::new(130, 70, 460);
+    for (kernel, rules) in [
+        ("no_empty_wait", &[Rule::Race, Rule::Mbarrier][..]),
+        ("wrong_parity", &[Rule::Race, Rule::Mbarrier]),
+        ("early_release", &[Rule::Race]),
+        ("no_full_wait", &[Rule::CopyNotAwaited, Rule::UninitialisedRead, Rule::Race]),
+        ("few_bytes", &[Rule::CopyNotAwaited, Rule::UninitialisedRead, Rule::Race, Rule::Deadlock]),
+        ("many_bytes", &[Rule::Deadlock]),
+        ("no_init_fence", &[Rule::ProxyFence]),
+        ("no_init_barrier", &[Rule::Race, Rule::Mbarrier]),
+        ("no_wgmma_fence", &[Rule::Wgmma]),
+        ("no_wgmma_wait", &[Rule::Wgmma]),
+        ("no_proxy_fence", &[Rule::ProxyFence]),
+        ("no_store_wait", &[Rule::CopyNotAwaited]),
+        ("no_last_barrier", &[Rule::Race, Rule::ProxyFence, Rule::UninitialisedRead]),
+        ("no_last_cluster", &[Rule::DepartedBlock]),
+        ("no_first_cluster", &[Rule::DepartedBlock, Rule::ProxyFence, Rule::Mbarrier]),
+        ("local_release", &[Rule::Race, Rule::RaceBetweenBlocks]),
+        ("too_many_registers", &[Rule::Deadlock]),
+    ] {
+        let v = if kernel.contains("cluster") || kernel == "local_release" { &GEMM_CLUSTER } else { &GEMM_PLAIN };
+        for options in all_options() {
+            let fault = match case.run(&module, v, kernel, options.clone()) {
+                Ok(_) => panic!("{kernel} goes unnoticed: {options:?}"),
+                Err(fault) => fault,
+            };
+            assert!(rules.contains(&fault.rule), "{kernel}, {options:?}: {fault}");
+            let here = fault.here.as_ref().unwrap_or_else(|| panic!("{kernel}: no place"));
+            assert!(here.file.starts_with("hopper") && here.line > 0, "{kernel}: {fault}");
+        }
+    }
+    let c = case.run(&module, &GEMM_PLAIN, "wrong_swizzle", Options::default());
+    assert!(!case.agrees(&c.unwrap()), "a wrong swizzle gave the right numbers");
+}
+
+#[test]
+fn every_synchronisation_is_needed() {
+    let case = Case::new(130, 70, 460);
+    let mut unnoticed = Vec::new();
+    for v in [&GEMM_PLAIN, &GEMM_CLUSTER] {
+        let text = mutate::only(GEMM, v.kernel);
+        let sites = mutate::sites(&text);
+        assert!(sites.len() >= 20, "{sites:?}");
+        for site in sites {
+            let mutant = Module::parse(&mutate::without(&text, &site)).unwrap();
+            let options = Options { instruction_limit: 1_000_000, ..Options::default() };
+            match case.run(&mutant, v, v.kernel, options) {
+                Ok(c) if case.agrees(&c) => unnoticed.push(site),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }

@@ -74,7 +74,7 @@ FN void gemm(const CUtensorMap* map_a, const CUtensorMap* map_b, const CUtensorM
     }
     if (F != NO_INIT_FENCE) mbarrier_init_fence();
   }
-  if (F != NO_INIT_BARRIER) __syncthreads();
+  if (F == NO_FIRST_CLUSTER || (CLUSTER == 1 && F != NO_INIT_BARRIER)) __syncthreads();
   if (CLUSTER > 1 && F != NO_FIRST_CLUSTER) {
     cluster_arrive();
     cluster_wait();
@@ -84,7 +84,7 @@ FN void gemm(const CUtensorMap* map_a, const CUtensorMap* map_b, const CUtensorM
     registers_down<40>();
     if (threadIdx.x < 32 && elect()) {
       for (int s = 0; s < steps; ++s) {
-        if (F != NO_EMPTY_WAIT) mbarrier_wait(empty(s), (s / STAGES & 1) ^ (F == WRONG_PARITY && s >= STAGES ? 0 : 1));
+        if (F != NO_EMPTY_WAIT && s >= STAGES) mbarrier_wait(empty(s), (s / STAGES & 1) ^ (F != WRONG_PARITY));
         constexpr int BYTES = OA::BYTES + OB::BYTES + (F == FEW_BYTES ? -OB::BYTES : F == MANY_BYTES ? 16 : 0);
         mbarrier_arrive_expect(full(s), BYTES);
         const uint32_t a = base + L::A + s % STAGES * OA::BYTES, b = base + L::B + s % STAGES * OB::BYTES;
@@ -134,7 +134,6 @@ FN void gemm(const CUtensorMap* map_a, const CUtensorMap* map_b, const CUtensorM
       if (F != EARLY_RELEASE && s > 0) release(s - 1);
     }
     if (F != NO_WGMMA_WAIT) wgmma_wait<0>();
-    if (F != EARLY_RELEASE && steps > 0) release(steps - 1);
 
     float* tile = reinterpret_cast<float*>(memory + L::C) + half * 64 * BN;
 #pragma unroll
@@ -157,11 +156,11 @@ FN void gemm(const CUtensorMap* map_a, const CUtensorMap* map_b, const CUtensorM
 }
 }  // namespace
 
-#define GEMM(name, span, across_a, across_b, half, stages, cluster, fault)                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
-      name(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,                                \
-           const __grid_constant__ CUtensorMap c, int K) {                                      \
-    gemm<span, across_a, across_b, half, stages, cluster, fault>(&a, &b, &c, K);                         \
+#define GEMM(name, span, across_a, across_b, half, stages, cluster, fault)                                            \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                            \
+      name(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,                              \
+           const __grid_constant__ CUtensorMap c, int K) {                                                            \
+    gemm<span, across_a, across_b, half, stages, cluster, fault>(&a, &b, &c, K);                                      \
   }
 // Depth or across for each operand, and every swizzle.
 GEMM(dd16, 16, false, false, false, 2, 1, NONE)
