@@ -185,6 +185,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         name: function.name.clone(),
         code: d.code,
         origins: d.origins,
+        watched: Vec::new(),
         slots: d.next_slot,
         constants: d.constants,
         parameters,
@@ -201,6 +202,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
     };
     crate::defined::track(&mut kernel);
     crate::slots::share(&mut kernel);
+    kernel.watched = crate::wgmma::watched(&kernel.code);
     Ok(kernel)
 }
 

@@ -62,7 +62,7 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             pc += 1;
             continue;
         }
-        if watch {
+        if watch && kernel.watched[pc] {
             thread
                 .in_flight
                 .check(&instruction.op)

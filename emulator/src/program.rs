@@ -271,6 +271,15 @@ impl MachineOp {
     pub(crate) fn adds(&self) -> Option<Slot> {
         if let MachineKind::Wgmma(_) = self.kind { self.a.last().map(|&(slot, _)| slot) } else { None }
     }
+
+    /// The registers that a wgmma has in hand until it is waited for: accumulators, and A if it comes from registers.
+    pub(crate) fn in_hand(&self) -> impl Iterator<Item = Slot> {
+        let (d, a) = match self.kind {
+            MachineKind::Wgmma(shape) => (&self.d[..], if shape.from_registers { &self.a[..4] } else { &[] }),
+            _ => (&[][..], &[][..]),
+        };
+        d.iter().copied().chain(a.iter().map(|&(slot, _)| slot))
+    }
 }
 
 /// One operation.
@@ -445,6 +454,8 @@ pub(crate) struct Kernel {
     pub name: String,
     pub code: Vec<Instruction>,
     pub origins: Vec<Origin>,
+    /// Which instructions may touch a register that a wgmma has in hand.
+    pub watched: Vec<bool>,
     pub slots: usize,
     pub constants: Vec<(Slot, Constant)>,
     pub parameters: Vec<Parameter>,

@@ -74,10 +74,8 @@ pub(crate) fn share(kernel: &mut Kernel) {
 
     // What wgmma reads and writes while the code goes on stays for itself.
     for c in code {
-        if let Op::Machine(m) = &c.op
-            && m.adds().is_some()
-        {
-            m.d.iter().chain(m.a.iter().map(|(slot, _)| slot)).for_each(|&s| extend(s.into(), code.len()));
+        if let Op::Machine(op) = &c.op {
+            op.in_hand().for_each(|s| extend(s.into(), code.len()));
         }
     }
 

@@ -3,13 +3,15 @@
 //!
 //! Descriptors and fragments are those of the PTX ISA, section "Asynchronous warpgroup level matrix operation".
 
+use std::collections::HashSet;
+
 use half::f16;
 
 use crate::{
     Rounding,
     arith::Type,
     matrix::{NAN, truncated},
-    program::{Op, SINK, Slot},
+    program::{Instruction, Op, SINK, Slot},
     tensor_map::Swizzle,
 };
 
@@ -245,6 +247,35 @@ pub(crate) struct InFlight {
     count: usize,
     /// Registers that are being read: slot, and the group that reads it.
     pub sources: Vec<(Slot, u32)>,
+}
+
+/// Which instructions touch a register of a wgmma, or a copy of one.
+pub(crate) fn watched(code: &[Instruction]) -> Vec<bool> {
+    let mut slots: HashSet<Slot> = HashSet::new();
+    for c in code {
+        if let Op::Machine(op) = &c.op {
+            slots.extend(op.in_hand());
+        }
+    }
+    loop {
+        let copies = code.iter().filter_map(|c| match c.op {
+            Op::Move { d, a } if slots.contains(&a) => Some(d),
+            _ => None,
+        });
+        let copies: Vec<Slot> = copies.collect();
+        let before = slots.len();
+        slots.extend(copies);
+        if slots.len() == before {
+            break;
+        }
+    }
+    let touches = |c: &Instruction| {
+        let mut found = false;
+        c.op.slots(&mut |s| found |= slots.contains(&s), &mut |_| {});
+        c.op.slots(&mut |_| {}, &mut |s| found |= slots.contains(&s));
+        found
+    };
+    code.iter().map(touches).collect()
 }
 
 impl InFlight {

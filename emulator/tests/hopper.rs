@@ -205,3 +205,19 @@ fn every_synchronisation_is_needed() {
     }
     assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }
+
+#[test]
+#[ignore = "a measurement: cargo test --release --test hopper -- --ignored --nocapture"]
+fn speed() {
+    let module = module(GEMM);
+    let case = Case::new(512, 512, 1024);
+    for check_races in [true, false] {
+        let start = std::time::Instant::now();
+        let options = Options { check_races, ..Options::default() };
+        let c = case.run(&module, &GEMM_PLAIN, "gemm", options).unwrap();
+        let seconds = start.elapsed().as_secs_f64();
+        assert!(case.agrees(&c));
+        let operations = 2.0 * (case.m * case.n * case.k) as f64;
+        println!("races checked: {check_races}, {:.2} GFLOP/s", operations / seconds / 1e9);
+    }
+}
