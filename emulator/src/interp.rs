@@ -10,6 +10,7 @@ use crate::{
     parse::Space,
     program::*,
     report::{RawFault, Rule},
+    wgmma::Watch,
 };
 
 type Outcome<T> = Result<T, Box<RawFault>>;
@@ -42,8 +43,6 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
     let clock = &mut block.clocks[t];
     let shared = &mut block.shared;
     let local = &mut block.local[t * kernel.local_bytes..(t + 1) * kernel.local_bytes];
-    // Registers that wgmma has in hand are rare, and change at operations of the machine only.
-    let watch = env.options.check_races && !thread.in_flight.is_empty();
     let mut pc = thread.pc as usize;
     let mut left = slice;
 
@@ -62,10 +61,11 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             pc += 1;
             continue;
         }
-        if watch && kernel.watched[pc] {
+        let watch = kernel.watched[pc];
+        if watch != Watch::None {
             thread
                 .in_flight
-                .check(&instruction.op)
+                .watch(&instruction.op, watch, env.options.check_races)
                 .map_err(|message| RawFault::new(Rule::Wgmma, message).at("register access", clock.who(pc as u32)))?;
         }
         match &instruction.op {

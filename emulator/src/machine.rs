@@ -732,6 +732,12 @@ impl Machine<'_, '_> {
                 }
             }
             let done = block.threads.iter().any(|t| t.state == State::Done);
+            for group in block.threads.chunks(128) {
+                let waits = |state| group.iter().any(|t| t.state == state);
+                if waits(State::Warpgroup) && waits(State::Done) {
+                    rule = Rule::DepartedThread;
+                }
+            }
             for (state, pc, threads) in groups {
                 let origin = self.env.kernel.origins.get(pc as usize).copied().unwrap_or_default();
                 let (line, source) = (origin.line, origin.loc.inlined.map_or(origin.loc.line, |(_, l)| l));

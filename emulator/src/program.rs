@@ -454,8 +454,8 @@ pub(crate) struct Kernel {
     pub name: String,
     pub code: Vec<Instruction>,
     pub origins: Vec<Origin>,
-    /// Which instructions may touch a register that a wgmma has in hand.
-    pub watched: Vec<bool>,
+    /// What each instruction has to do with the registers of wgmma.
+    pub watched: Vec<crate::wgmma::Watch>,
     pub slots: usize,
     pub constants: Vec<(Slot, Constant)>,
     pub parameters: Vec<Parameter>,

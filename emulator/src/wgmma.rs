@@ -247,35 +247,52 @@ pub(crate) struct InFlight {
     count: usize,
     /// Registers that are being read: slot, and the group that reads it.
     pub sources: Vec<(Slot, u32)>,
+    /// Registers of wgmma that have been computed since the last `wgmma.fence`.
+    pub computed: HashSet<Slot>,
 }
 
-/// Which instructions touch a register of a wgmma, or a copy of one.
-pub(crate) fn watched(code: &[Instruction]) -> Vec<bool> {
-    let mut slots: HashSet<Slot> = HashSet::new();
-    for c in code {
-        if let Op::Machine(op) = &c.op {
-            slots.extend(op.in_hand());
-        }
-    }
+/// What an instruction has to do with the registers of wgmma.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watch {
+    None,
+    /// It touches one, or a copy of one.
+    Touches,
+    /// It computes one: moves are no more than names.
+    Computes,
+}
+
+pub(crate) fn watched(code: &[Instruction]) -> Vec<Watch> {
+    let operations = code.iter().filter_map(|c| if let Op::Machine(op) = &c.op { Some(op) } else { None });
+    let in_hand: HashSet<Slot> = operations.flat_map(|op| op.in_hand()).collect();
+    let mut copies = in_hand.clone();
     loop {
-        let copies = code.iter().filter_map(|c| match c.op {
-            Op::Move { d, a } if slots.contains(&a) => Some(d),
+        let more = code.iter().filter_map(|c| match c.op {
+            Op::Move { d, a } if copies.contains(&a) => Some(d),
             _ => None,
         });
-        let copies: Vec<Slot> = copies.collect();
-        let before = slots.len();
-        slots.extend(copies);
-        if slots.len() == before {
+        let more: Vec<Slot> = more.filter(|d| !copies.contains(d)).collect();
+        if more.is_empty() {
             break;
         }
+        copies.extend(more);
     }
-    let touches = |c: &Instruction| {
-        let mut found = false;
-        c.op.slots(&mut |s| found |= slots.contains(&s), &mut |_| {});
-        c.op.slots(&mut |_| {}, &mut |s| found |= slots.contains(&s));
-        found
+    let what = |c: &Instruction| {
+        let (mut touches, mut computes) = (false, false);
+        c.op.slots(&mut |s| touches |= copies.contains(&s), &mut |_| {});
+        c.op.slots(&mut |_| {}, &mut |s| {
+            touches |= copies.contains(&s);
+            computes |= in_hand.contains(&s);
+        });
+        let names_only = matches!(&c.op, Op::Move { .. } | Op::NeedDefined { .. } | Op::SetDefined { .. });
+        match &c.op {
+            // It knows what is on its way.
+            Op::Machine(op) if op.adds().is_some() => Watch::None,
+            _ if computes && !names_only => Watch::Computes,
+            _ if touches => Watch::Touches,
+            _ => Watch::None,
+        }
     };
-    code.iter().map(touches).collect()
+    code.iter().map(what).collect()
 }
 
 impl InFlight {
@@ -313,10 +330,14 @@ impl InFlight {
         }
     }
 
-    /// Checks an operation that the thread itself executes.
-    pub(crate) fn check(&mut self, op: &Op) -> Result<(), String> {
-        // These know what is on its way.
-        if matches!(op, Op::Machine(op) if op.adds().is_some()) || matches!(op, Op::SetDefined { .. }) {
+    /// Looks at an operation that the thread itself executes.
+    pub(crate) fn watch(&mut self, op: &Op, watch: Watch, check: bool) -> Result<(), String> {
+        if watch == Watch::Computes {
+            op.slots(&mut |_| {}, &mut |s| {
+                self.computed.insert(s);
+            });
+        }
+        if !check || self.is_empty() || matches!(op, Op::SetDefined { .. }) {
             return Ok(());
         }
         let (mut read, mut written) = (None, [SINK; 8]);

@@ -55,7 +55,10 @@ impl Machine<'_, '_> {
         }
         match &op.kind {
             MachineKind::Wgmma(shape) => self.wgmma(b, w, op, *shape)?,
-            MachineKind::WgmmaFence => self.blocks[b].warpgroups[w].fenced = true,
+            MachineKind::WgmmaFence => {
+                self.blocks[b].warpgroups[w].fenced = true;
+                self.blocks[b].threads[first..first + THREADS].iter_mut().for_each(|t| t.in_flight.computed.clear());
+            }
             MachineKind::WgmmaCommit => self.blocks[b].warpgroups[w].committed += 1,
             MachineKind::WgmmaWait { pending } => self.wgmma_wait(b, w, *pending),
             MachineKind::SetMaxRegisters { increase, count } => {
@@ -116,6 +119,9 @@ impl Machine<'_, '_> {
             if !fenced {
                 return wrong(self, "no wgmma.fence since the registers of A were the threads'");
             }
+            if self.computed_since_fence(b, w, op.a[..4].iter().map(|a| a.0)) {
+                return wrong(self, "a register of A was written behind the last wgmma.fence");
+            }
             let block = &self.blocks[b];
             if (first..first + THREADS).any(|t| op.a[..4].iter().any(|a| block.threads[t].in_flight.sum(a.0).is_some()))
             {
@@ -140,6 +146,9 @@ impl Machine<'_, '_> {
             None => {
                 if !fenced {
                     return wrong(self, "no wgmma.fence since the accumulators were the threads'");
+                }
+                if self.computed_since_fence(b, w, op.d.iter().copied().filter(|_| adds)) {
+                    return wrong(self, "an accumulator was written behind the last wgmma.fence");
                 }
                 let mut values = vec![0.0; ROWS * shape.columns()];
                 let number = self.blocks[b].warpgroups[w].next_sums;
@@ -176,6 +185,12 @@ impl Machine<'_, '_> {
             self.compute(b, w, u32::MAX);
         }
         Ok(())
+    }
+
+    fn computed_since_fence(&self, b: usize, w: usize, slots: impl Iterator<Item = Slot>) -> bool {
+        let threads = &self.blocks[b].threads[w * THREADS..(w + 1) * THREADS];
+        let slots: Vec<Slot> = slots.collect();
+        self.env.options.check_races && threads.iter().any(|t| slots.iter().any(|s| t.in_flight.computed.contains(s)))
     }
 
     /// Computes the products of all groups up to `group`, in the order of their issue.
