@@ -59,6 +59,7 @@ impl<'a> Modifiers<'a> {
         let found = self.take_any(&[
             "global",
             "shared::cta",
+            "shared::cluster",
             "shared",
             "local",
             "param::entry",
@@ -69,6 +70,7 @@ impl<'a> Modifiers<'a> {
         match found {
             Some("global") => Space::Global,
             Some("shared" | "shared::cta") => Space::Shared,
+            Some("shared::cluster") => Space::Cluster,
             Some("local") => Space::Local,
             Some("const") => Space::Const,
             Some(_) => Space::Param,
@@ -492,7 +494,7 @@ impl Decoder<'_> {
             "isspacep" => {
                 let space = m.space();
                 let window = match space {
-                    Space::Shared => SHARED_WINDOW,
+                    Space::Shared | Space::Cluster => SHARED_WINDOW,
                     Space::Local => LOCAL_WINDOW,
                     _ => return fail(s, "unsupported space of isspacep"),
                 };
@@ -918,7 +920,7 @@ impl Decoder<'_> {
         let (d, a) = (self.d(s, 0)?, self.a(s, 1, ty)?);
         let window = match space {
             Space::Global | Space::Const => return Ok(Op::Move { d, a }),
-            Space::Shared => SHARED_WINDOW,
+            Space::Shared | Space::Cluster => SHARED_WINDOW,
             Space::Local => LOCAL_WINDOW,
             Space::Param => PARAM_WINDOW,
             Space::Generic => return fail(s, "cvta without a space"),
@@ -980,16 +982,10 @@ impl Decoder<'_> {
     }
 
     fn load(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
-        if m.take("shared::cluster") {
-            return self.remote_access(s, m, true);
-        }
         Ok(Op::Load(self.access(s, m, true)?.0))
     }
 
     fn store(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
-        if m.take("shared::cluster") {
-            return self.remote_access(s, m, false);
-        }
         Ok(Op::Store(self.access(s, m, false)?.0))
     }
 

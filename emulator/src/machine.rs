@@ -438,7 +438,10 @@ impl Machine<'_, '_> {
     /// What a thread cannot do by itself.
     fn machine_op(&mut self, b: usize, t: usize) -> Outcome<Next> {
         let kernel = self.env.kernel;
-        let Op::Machine(op) = &kernel.code[self.blocks[b].threads[t].pc as usize].op else { return Ok(Next::Continue) };
+        let op = match &kernel.code[self.pc(b, t) as usize].op {
+            Op::Machine(op) => op,
+            other => return self.peer_access(b, t, other),
+        };
         match &op.kind {
             MachineKind::MbarrierInit => self.mbarrier_init(b, t, op),
             MachineKind::MbarrierInvalidate => self.mbarrier_invalidate(b, t, op),
@@ -465,8 +468,6 @@ impl Machine<'_, '_> {
             | MachineKind::SetMaxRegisters { .. } => self.warpgroup(b, t, op),
             MachineKind::ClusterArrive { release } => self.cluster_arrive(b, t, *release),
             MachineKind::ClusterWait { acquire } => self.cluster_wait(b, t, *acquire),
-            MachineKind::RemoteLoad(access) => self.remote_load(b, t, op, access),
-            MachineKind::RemoteStore(access) => self.remote_store(b, t, op, access),
         }
     }
 

@@ -9,6 +9,8 @@ use crate::LoadError;
 pub(crate) enum Space {
     Global,
     Shared,
+    /// Shared memory of any block of the cluster.
+    Cluster,
     Local,
     Param,
     Const,

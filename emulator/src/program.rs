@@ -251,10 +251,6 @@ pub(crate) enum MachineKind {
     ClusterWait {
         acquire: bool,
     },
-    /// a: address of another block's shared memory
-    RemoteLoad(Access),
-    /// a: address of another block's shared memory
-    RemoteStore(Access),
 }
 
 /// An operation of the machine and its operands: slots to write, and slots to read with what is added to each.

@@ -111,6 +111,8 @@ fn clusters() {
                 assert_eq!(v, 1000 * (of(rank + 2) + of(rank + 1)), "{ranks} ranks, {i}");
             }
         }
+        let four = Grid::linear(4, 32, 0).clusters([4, 1, 1]);
+        assert_eq!(run("counted_by_all", four, 0, 128, options.clone()).unwrap(), [129; 128]);
         let got = run("handed_over", Grid::linear(2, 32, 0).clusters([2, 1, 1]), 0, 32, options.clone()).unwrap();
         assert_eq!(got, (0..32).collect::<Vec<_>>());
         let got = run("split", Grid::linear(2, 32, 0).clusters([2, 1, 1]), 0, 32, options).unwrap();
@@ -161,6 +163,7 @@ fn every_rule_finds_its_fault() {
         ("neighbours", pair, 1, Rule::DepartedBlock),
         ("neighbours", pair, 2, Rule::DepartedBlock),
         ("split", pair, 1, Rule::DepartedBlock),
+        ("counted_by_all", pair, 1, Rule::RaceBetweenBlocks),
     ] {
         for options in all_options() {
             let fault = match run(kernel, grid, n, 128, options.clone()) {

@@ -274,21 +274,6 @@ impl Decoder<'_> {
         }
         Ok(machine(s, MachineKind::Wgmma(shape), d, a))
     }
-
-    /// A load or store of another block's shared memory.
-    pub(super) fn remote_access(&mut self, s: &Statement, m: &mut Modifiers, load: bool) -> Result<Op, LoadError> {
-        // With the space taken away, `access` would read the address as generic.
-        let (access, _) = self.access(s, m, load)?;
-        let access = Access { space: Space::Shared, ..access };
-        let regs = &access.regs[..usize::from(access.count)];
-        let address = (access.base, access.offset);
-        Ok(if load {
-            machine(s, MachineKind::RemoteLoad(access), regs.to_vec(), vec![address])
-        } else {
-            let a = [address].into_iter().chain(regs.iter().map(|&slot| (slot, 0))).collect();
-            machine(s, MachineKind::RemoteStore(access), vec![], a)
-        })
-    }
 }
 
 fn machine(s: &Statement, kind: MachineKind, d: Vec<Slot>, a: Vec<(Slot, i32)>) -> Op {

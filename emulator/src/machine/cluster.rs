@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::{
-    arith::{low, sign_extend},
     clocks::{Released, Shared, Who},
     collective::shared_offset,
     decode::{SHARED_WINDOW, WINDOW},
@@ -183,40 +182,23 @@ impl Machine<'_, '_> {
         Ok(())
     }
 
-    /// `ld.shared::cluster`
-    pub(super) fn remote_load(&mut self, b: usize, t: usize, op: &MachineOp, access: &Access) -> Outcome<Next> {
-        let n = usize::from(access.bytes) * usize::from(access.count);
-        let (place, offset) = self.shared_place(b, t, self.operand(b, t, op, 0), n, true, &op.name)?;
+    /// A load, store or atomic of another block's shared memory.
+    pub(super) fn peer_access(&mut self, b: usize, t: usize, op: &Op) -> Outcome<Next> {
+        let Some((base, offset, bytes)) = interp::memory_access(op) else { return Ok(Next::Continue) };
+        let address = self.blocks[b].register(self.env.kernel.slots, t, base).wrapping_add(offset as i64 as u64);
+        let (place, offset) = self.shared_place(b, t, address, bytes, true, "access to the cluster")?;
         self.visit(b, t, place);
-        let clock = self.blocks[b].clocks[t].clone();
-        let who = clock.who(self.pc(b, t));
-        let shared = &mut self.blocks[place].shared;
-        shared.check_read(offset as usize, n, access.strong, who, &clock)?;
-        let (value, bits) = (shared.get(offset as usize, n), u32::from(access.bytes) * 8);
-        for (i, &slot) in op.d.iter().enumerate() {
-            let element = low((value >> (bits as usize * i)) as u64, bits);
-            let element = match access.extend {
-                0 => element,
-                width => low(sign_extend(element, bits) as u64, width.into()),
-            };
-            self.blocks[b].set(self.env.kernel.slots, t, slot, element);
+        let address = SHARED_BASE + u64::from(offset);
+        if let Ok([own, peer]) = self.blocks.get_disjoint_mut([b, place]) {
+            interp::access_peer(self.env, own, t, op, (&mut peer.shared, peer.serial), address)?;
+        } else {
+            let Block { shared, serial, .. } = &mut self.blocks[b];
+            let mut taken = std::mem::replace(shared, crate::memory::Stretch::new(0, Kind::Shared, false, false));
+            let serial = *serial;
+            let done = interp::access_peer(self.env, &mut self.blocks[b], t, op, (&mut taken, serial), address);
+            self.blocks[b].shared = taken;
+            done?;
         }
-        Ok(Next::Continue)
-    }
-
-    /// `st.shared::cluster`
-    pub(super) fn remote_store(&mut self, b: usize, t: usize, op: &MachineOp, access: &Access) -> Outcome<Next> {
-        let n = usize::from(access.bytes) * usize::from(access.count);
-        let (place, offset) = self.shared_place(b, t, self.operand(b, t, op, 0), n, true, &op.name)?;
-        self.visit(b, t, place);
-        let bits = u32::from(access.bytes) * 8;
-        let value = (1..op.a.len())
-            .fold(0, |value, i| value | u128::from(low(self.operand(b, t, op, i), bits)) << (bits as usize * (i - 1)));
-        let clock = self.blocks[b].clocks[t].clone();
-        let who = clock.who(self.pc(b, t));
-        let shared = &mut self.blocks[place].shared;
-        shared.check_write(offset as usize, n, access.strong, who, &clock)?;
-        shared.put(offset as usize, n, value);
         Ok(Next::Continue)
     }
 }

@@ -293,6 +293,18 @@ K __cluster_dims__(2, 1, 1) split(int* p, int n) {  // arrivals and waits apart;
   else cluster_arrive();
   if (rank == 0) cluster_wait();
 }
+K counted_by_all(int* p, int n) {  // generic addresses: every thread adds to the last block's number, and reads it
+  __shared__ int s;
+  int* at = in_block(&s, cluster_ranks() - 1);
+  if (threadIdx.x == 0) s = 1;
+  cluster_sync();
+  atomicAdd(at, 1 + n);
+  cluster_sync();
+  p[blockIdx.x * 32 + threadIdx.x] = *at;
+  cluster_sync();
+  if (n && threadIdx.x == 3) *at = cluster_rank();  // without order
+  cluster_sync();
+}
 K handed_over(int* p, int n) {  // one block's tile goes to the other, which the mbarrier there counts
   __shared__ __align__(128) int s[32];
   const uint32_t bar = barrier(1), rank = cluster_rank();
