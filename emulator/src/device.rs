@@ -313,7 +313,7 @@ impl Device {
             return Err(refuse(format!("a grid of {gx} x {gy} x {gz} blocks")));
         }
         let size = grid.cluster.iter().map(|&n| u64::from(n)).product::<u64>();
-        if !(1..=8).contains(&size) || (0..3).any(|i| grid.grid[i] % grid.cluster[i] != 0) {
+        if !(1..=8).contains(&size) || (0..3).any(|i| !grid.grid[i].is_multiple_of(grid.cluster[i])) {
             let [x, y, z] = grid.cluster;
             return Err(refuse(format!("clusters of {x} x {y} x {z} blocks: at most 8, and the grid a multiple")));
         }

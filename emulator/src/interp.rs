@@ -324,7 +324,7 @@ pub(crate) fn access_peer(
         Op::Store(m) => memory.store(&Access { space: Space::Shared, ..*m }, address, n, stored(m, regs), who)?,
         Op::Atomic(x) => {
             let (b, c) = (regs[usize::from(x.b)], regs[usize::from(x.c)]);
-            let x = Atomic { space: Space::Shared, ..(**x).clone() };
+            let x = Atomic { space: Space::Shared, ..**x };
             regs[usize::from(x.d)] = memory.atomic(&x, address, b, c, who)?;
         }
         _ => {}

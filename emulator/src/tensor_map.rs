@@ -314,8 +314,8 @@ impl Decoded {
             // The row's place in the tensor, if it is inside.
             let mut global = Some(self.address);
             let mut left = row;
-            for i in 1..5 {
-                let place = i64::from(at[i]) + i64::from(left % self.counts[i] * self.steps[i]);
+            for (i, &first) in at.iter().enumerate().skip(1) {
+                let place = i64::from(first) + i64::from(left % self.counts[i] * self.steps[i]);
                 left /= self.counts[i];
                 let inside = place >= 0 && (place as u64) < self.dims[i];
                 global = global.filter(|_| inside).map(|g| g + place as u64 * self.strides[i]);

@@ -43,7 +43,7 @@ impl Shape {
         let columns: u16 = size.strip_prefix("m64n")?.strip_suffix("k16")?.parse().ok()?;
         let element = types[1];
         let known = types[0] == Type::F32 && element == types[2] && matches!(element, Type::Bf16 | Type::F16);
-        let fits = (8..=256).contains(&columns) && columns % 8 == 0;
+        let fits = (8..=256).contains(&columns) && columns.is_multiple_of(8);
         (known && fits).then_some(Shape { element, columns, from_registers, negate, across })
     }
 
@@ -93,7 +93,7 @@ impl Shape {
     }
 
     /// A from the four registers of each thread.
-    pub(crate) fn from_fragments(self, register: impl Fn(usize, usize) -> u32) -> Vec<f32> {
+    pub(crate) fn gather_fragments(self, register: impl Fn(usize, usize) -> u32) -> Vec<f32> {
         let mut out = vec![0.0; ROWS * DEPTH];
         for thread in 0..128 {
             for r in 0..4 {

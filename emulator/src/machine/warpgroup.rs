@@ -95,12 +95,12 @@ impl Machine<'_, '_> {
             }
         }
         let mut chunks = [Vec::new(), Vec::new()];
-        for operand in usize::from(shape.from_registers)..2 {
+        for (operand, chunks) in chunks.iter_mut().enumerate().skip(shape.from_registers.into()) {
             let value = self.operand(b, first, op, last - 2 + operand);
             let Some(descriptor) = Descriptor::decode(value) else {
                 return wrong(self, &format!("{value:#018x} is no matrix descriptor"));
             };
-            chunks[operand] = shape.chunks(operand, descriptor);
+            *chunks = shape.chunks(operand, descriptor);
         }
         let group = self.blocks[b].warpgroups[w].committed + 1;
         let (views, at) = (self.views(b, w), self.pc(b, first));
@@ -127,7 +127,7 @@ impl Machine<'_, '_> {
             {
                 return wrong(self, "a register of A is an accumulator that has not been waited for");
             }
-            Err(shape.from_fragments(|t, r| block.register(slots, first + t, op.a[r].0) as u32))
+            Err(shape.gather_fragments(|t, r| block.register(slots, first + t, op.a[r].0) as u32))
         } else {
             Ok(a_chunks)
         };
@@ -169,8 +169,8 @@ impl Machine<'_, '_> {
         };
         let threads = &mut self.blocks[b].threads;
         if shape.from_registers {
-            for t in first..first + THREADS {
-                threads[t].in_flight.sources.extend(op.a[..4].iter().map(|a| (a.0, group)));
+            for thread in &mut threads[first..first + THREADS] {
+                thread.in_flight.sources.extend(op.a[..4].iter().map(|a| (a.0, group)));
             }
         }
         let wg = &mut self.blocks[b].warpgroups[w];
