@@ -932,7 +932,7 @@ impl Decoder<'_> {
 
     /// What `ld` and `st` have in common.
     fn access(&mut self, s: &Statement, m: &mut Modifiers, load: bool) -> Result<(Access, Type), LoadError> {
-        m.ignore(&["weak", "async"]);
+        m.ignore(&["weak"]);
         let order = m.take_any(&["volatile", "relaxed", "acquire", "release", "mmio"]);
         if order.is_some() {
             m.scope();

@@ -296,6 +296,8 @@ struct Machine<'e, 'a> {
     cluster_barriers: Vec<ClusterBarrier>,
     /// Bulk loads on their way, in the order of their issue.
     loads: VecDeque<BulkLoad>,
+    /// Turns that ended in the middle since a bulk load landed: threads that spin may be waiting for one.
+    spins: usize,
     constants: Vec<(Slot, u64)>,
     shared_bytes: u32,
 }
@@ -331,6 +333,7 @@ pub(crate) fn run_grid(
         total,
         cluster_barriers: Vec::new(),
         loads: VecDeque::new(),
+        spins: 0,
         constants,
         shared_bytes,
     };
@@ -407,7 +410,7 @@ impl Machine<'_, '_> {
         loop {
             let stop = interp::run(self.env, &mut self.blocks[b], t)?;
             match stop {
-                Stop::Preempted => self.requeue(b, t),
+                Stop::Preempted => self.polled(b, t)?,
                 Stop::Meeting => self.meet(b, t)?,
                 Stop::Barrier => self.barrier(b, t)?,
                 Stop::Machine => {
@@ -418,7 +421,8 @@ impl Machine<'_, '_> {
                     let mixed = matches!(self.env.options.schedule, Schedule::Random(_));
                     match next {
                         Next::Continue if !mixed => continue,
-                        Next::Continue | Next::Yield => self.requeue(b, t),
+                        Next::Continue => self.requeue(b, t),
+                        Next::Yield => self.polled(b, t)?,
                         Next::Wait => {}
                     }
                 }
@@ -426,6 +430,16 @@ impl Machine<'_, '_> {
             }
             return Ok(());
         }
+    }
+
+    /// A thread that may be polling lets others run first. Where everybody polls, bulk copies must land for anybody to go on.
+    fn polled(&mut self, b: usize, t: usize) -> Outcome<()> {
+        self.spins += 1;
+        if self.spins > 8 + 2 * self.queue.len() {
+            self.land_one(None)?;
+        }
+        self.requeue(b, t);
+        Ok(())
     }
 
     fn requeue(&mut self, b: usize, t: usize) {
@@ -449,9 +463,7 @@ impl Machine<'_, '_> {
                 self.mbarrier_arrive(b, t, op, (*count, *bytes, *release, *remote))
             }
             MachineKind::ExpectBytes { remote } => self.mbarrier_expect(b, t, op, *remote),
-            MachineKind::Wait { parity, suspend, acquire } => {
-                self.mbarrier_wait(b, t, op, (*parity, *suspend, *acquire))
-            }
+            MachineKind::Wait { parity, suspend, .. } => self.mbarrier_wait(b, t, op, (*parity, *suspend)),
             MachineKind::TensorLoad { rank, multicast } => self.tensor_load(b, t, op, *rank, *multicast),
             MachineKind::TensorStore { rank } => self.tensor_store(b, t, op, *rank),
             MachineKind::BulkLoad { multicast } => self.bulk_load(b, t, op, *multicast),

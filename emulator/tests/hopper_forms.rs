@@ -220,6 +220,18 @@ fn bulk_copies_really_land_late() {
 }
 
 #[test]
+fn copies_land_though_others_spin() {
+    for options in all_options() {
+        let module = module(FORMS);
+        let mut d = Device::new(options);
+        let (p, q) = (d.upload(&(0..256).collect::<Vec<i32>>()), d.alloc(4));
+        let arguments = [p.into(), q.into(), 0i32.into()];
+        d.launch(&module, "spun_for", Grid::linear(1, 64, 0), &arguments).unwrap();
+        assert_eq!(d.download::<i32>(q, 1).unwrap(), [5]);
+    }
+}
+
+#[test]
 fn deadlocks_say_what_an_mbarrier_lacks() {
     let fault = run("missing_arrivals", Grid::linear(1, 64, 0), 0, 64, Options::default()).unwrap_err();
     assert!(fault.message.contains("threads 0..=63 wait for the mbarrier"), "{fault}");

@@ -235,6 +235,7 @@ impl Machine<'_, '_> {
 
     /// Lands one load that is on its way, perhaps only one that an mbarrier counts.
     pub(super) fn land_one(&mut self, mbarrier: Option<(usize, u32)>) -> Outcome<bool> {
+        self.spins = 0;
         let fits: Vec<usize> = (0..self.loads.len())
             .filter(|&i| mbarrier.is_none_or(|m| (self.loads[i].place, self.loads[i].mbarrier) == m))
             .collect();

@@ -225,7 +225,7 @@ impl Machine<'_, '_> {
         b: usize,
         t: usize,
         op: &MachineOp,
-        (parity, suspend, _): (bool, bool, bool),
+        (parity, suspend): (bool, bool),
     ) -> Outcome<Next> {
         let (_, offset) = self.find_mbarrier(b, t, self.operand(b, t, op, 0), false, &op.name)?;
         let phase = self.operand(b, t, op, 1);

@@ -177,6 +177,22 @@ K read_of_store(int* p, int* q, int n) {  // what was stored is read back: share
     p[0] = q[1];
   }
 }
+K spun_for(const int* p, int* q, int n) {  // one thread waits for a load; the others spin on what it writes then
+  __shared__ __align__(128) int s[32];
+  __shared__ volatile int ready;
+  const uint32_t bar = barrier(1);
+  if (threadIdx.x == 0) ready = n;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    mbarrier_arrive_expect(bar, 128);
+    bulk_load(shared_address(s), p, 128, bar);
+    mbarrier_wait(bar, 0);
+    q[0] = s[5];
+    ready = n + 1;
+  } else if (threadIdx.x >= 32) {
+    while (ready == n) {}
+  }
+}
 K not_a_map(const int* p, int* q, MAP map) {
   __shared__ __align__(128) float s[24];
   const uint32_t bar = barrier(1);
