@@ -151,6 +151,11 @@ pub(crate) struct Released {
 }
 
 impl Released {
+    /// That a block has started, and nothing of what it did.
+    pub(crate) fn started(block: u32) -> Released {
+        Released { by_block: vec![(block, Rc::default())] }
+    }
+
     pub(crate) fn join(&mut self, other: &Released) {
         for (block, clocks) in &other.by_block {
             match self.by_block.iter_mut().find(|(b, _)| b == block) {

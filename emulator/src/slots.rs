@@ -72,10 +72,13 @@ pub(crate) fn share(kernel: &mut Kernel) {
         touched.into_iter().for_each(|s| extend(s.into(), i));
     }
 
-    // What wgmma reads and writes while the code goes on stays for itself.
+    // What wgmma has in hand while the code goes on has slots that are nothing else, before or after.
     for c in code {
         if let Op::Machine(op) = &c.op {
-            op.in_hand().for_each(|s| extend(s.into(), code.len()));
+            op.in_hand().for_each(|s| {
+                extend(s.into(), 0);
+                extend(s.into(), code.len());
+            });
         }
     }
 

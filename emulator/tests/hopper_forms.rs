@@ -83,7 +83,7 @@ fn registers_of_a() {
         let q = run("registers_of_a", Grid::linear(1, 128, 0), 0, 128, options.clone()).unwrap();
         // A product of ones is 16: once, less once, and once more.
         assert!(q.iter().all(|&v| f32::from_bits(v as u32) == 16.0), "{q:?}");
-        for (kernel, n) in [("late_writes", 1), ("unfenced_tiles", 1), ("descriptors_differ", 1)] {
+        for (kernel, n) in [("late_sums", 2), ("late_writes", 1), ("unfenced_tiles", 1), ("descriptors_differ", 1)] {
             run(kernel, Grid::linear(1, 128, 0), n, 128, options.clone()).unwrap_or_else(|e| panic!("{kernel}: {e}"));
         }
     }
@@ -110,6 +110,9 @@ fn clusters() {
                 let of = |rank: i32| 100 * (rank.rem_euclid(ranks)) + lane;
                 assert_eq!(v, 1000 * (of(rank + 2) + of(rank + 1)), "{ranks} ranks, {i}");
             }
+        }
+        for n in [0, 2] {
+            run("relaxed_start", Grid::linear(2, 32, 0).clusters([2, 1, 1]), n, 64, options.clone()).unwrap();
         }
         let four = Grid::linear(4, 32, 0).clusters([4, 1, 1]);
         assert_eq!(run("counted_by_all", four, 0, 128, options.clone()).unwrap(), [129; 128]);
@@ -158,11 +161,15 @@ fn every_rule_finds_its_fault() {
         ("registers_of_a", group, 3, Rule::Wgmma),
         ("registers_of_a", group, 4, Rule::Wgmma),
         ("late_writes", group, 0, Rule::Wgmma),
+        ("late_sums", group, 0, Rule::Wgmma),
+        ("late_sums", group, 1, Rule::Wgmma),
         ("unfenced_tiles", group, 0, Rule::ProxyFence),
         ("descriptors_differ", group, 0, Rule::Wgmma),
         ("neighbours", pair, 1, Rule::DepartedBlock),
         ("neighbours", pair, 2, Rule::DepartedBlock),
         ("split", pair, 1, Rule::DepartedBlock),
+        ("split", pair, 2, Rule::DepartedBlock),
+        ("relaxed_start", pair, 1, Rule::RaceBetweenBlocks),
         ("counted_by_all", pair, 1, Rule::RaceBetweenBlocks),
     ] {
         for options in all_options() {
@@ -184,6 +191,7 @@ fn every_fault_of_a_bulk_copy_is_found() {
     for (kernel, bad, good, rule) in [
         ("read_before_wait", 0, None, Rule::CopyNotAwaited),
         ("load_abandoned", 0, None, Rule::CopyNotAwaited),
+        ("half_expected", 0, Some(128), Rule::CopyNotAwaited),
         ("load_over_writes", 0, Some(1), Rule::ProxyFence),
         ("load_of_global_writes", 0, Some(1), Rule::ProxyFence),
         ("overwritten_store", 0, Some(1), Rule::Race),
@@ -197,6 +205,8 @@ fn every_fault_of_a_bulk_copy_is_found() {
             // The thread that stored may overwrite its own tile, and a read may come before the load is issued.
             let other = match kernel {
                 "overwritten_store" => &[Rule::CopyNotAwaited][..],
+                // Where the second copy comes first, the bytes never add up.
+                "half_expected" => &[Rule::Deadlock, Rule::Race],
                 "read_before_wait" => &[Rule::UninitialisedRead, Rule::Race],
                 _ => &[],
             };
@@ -228,6 +238,14 @@ fn copies_land_though_others_spin() {
         let arguments = [p.into(), q.into(), 0i32.into()];
         d.launch(&module, "spun_for", Grid::linear(1, 64, 0), &arguments).unwrap();
         assert_eq!(d.download::<i32>(q, 1).unwrap(), [5]);
+    }
+}
+
+#[test]
+fn a_register_of_wgmma_is_named_by_what_was_done_to_it() {
+    for (n, message) in [(2, "register of A is written"), (3, "read before wgmma.wait_group"), (4, "returned before")] {
+        let fault = run("registers_of_a", Grid::linear(1, 128, 0), n, 128, Options::default()).unwrap_err();
+        assert!(fault.message.contains(message), "{fault}");
     }
 }
 

@@ -93,8 +93,9 @@ impl Machine<'_, '_> {
             return Err(self.fault(b, t, Rule::Divergence, "barrier.cluster.arrive", message));
         }
         thread.cluster_arrivals = self.cluster_barriers[c].phase + 1;
-        if self.env.options.check_races && release {
-            let released = self.blocks[b].clocks[t].released();
+        if self.env.options.check_races {
+            let block = &mut self.blocks[b];
+            let released = if release { block.clocks[t].released() } else { Released::started(block.serial) };
             self.cluster_barriers[c].sum.join(&released);
         }
         self.cluster_barriers[c].arrived += 1;

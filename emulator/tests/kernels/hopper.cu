@@ -124,6 +124,20 @@ K load_abandoned(const int* p, int* q, int n) {
   }
   q[threadIdx.x] = n;
 }
+K half_expected(const int* p, int* q, int n) {  // the second copy is not counted; what it overwrites was there before
+  __shared__ __align__(128) int s[64];
+  const uint32_t bar = barrier(1);
+  s[threadIdx.x] = s[32 + threadIdx.x] = -1;
+  async_fence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    mbarrier_arrive_expect(bar, 128 + n);
+    bulk_load(shared_address(s), p, 128, bar);
+    bulk_load(shared_address(s + 32), p + 32, 128, bar);
+  }
+  mbarrier_wait(bar, 0);
+  q[threadIdx.x] = s[32 + threadIdx.x] + s[threadIdx.x];
+}
 K load_over_writes(const int* p, int* q, int n) {  // the generic proxy's writes, then a load over them
   __shared__ __align__(128) int s[32];
   const uint32_t bar = barrier(1);
@@ -253,6 +267,23 @@ K late_writes(float* q, int n) {  // a register of A is written between the fenc
   wgmma_wait<0>();
   q[threadIdx.x] = sum[0];
 }
+K late_sums(float* q, int n) {  // n: 0 an accumulator is written between the fence and its use, 1 no second fence, 2 sound
+  const uint64_t d = tiles();
+  float sum[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) sum[i] = 0;
+  wgmma_fence();
+  if (n == 0) asm volatile("add.f32 %0, %0, %0;" : "+f"(sum[0]));
+  wgmma_bf16<0, 0>(sum, d, d, true);
+  wgmma_commit();
+  wgmma_wait<0>();
+  q[threadIdx.x] = sum[0];
+  if (n != 1) wgmma_fence();
+  wgmma_bf16<0, 0>(sum, d, d, true);
+  wgmma_commit();
+  wgmma_wait<0>();
+  q[threadIdx.x] = sum[0];
+}
 K unfenced_tiles(float* q, int n) {
   const uint64_t d = tiles(n);
   float sum[32];
@@ -304,6 +335,7 @@ K __cluster_dims__(2, 1, 1) split(int* p, int n) {  // arrivals and waits apart;
   if (threadIdx.x == 0 && rank == 0) s = 7 + n;
   cluster_arrive();
   cluster_wait();
+  if (n == 2 && rank == 0) return;  // and its memory with it
   if (rank == 1) p[threadIdx.x] = load_in_cluster(in_block(shared_address(&s), 0));
   if (n == 1) cluster_arrive_relaxed();  // which orders nothing: the load may come later
   else cluster_arrive();
@@ -320,6 +352,21 @@ K counted_by_all(int* p, int n) {  // generic addresses: every thread adds to th
   cluster_sync();
   if (n && threadIdx.x == 3) *at = cluster_rank();  // without order
   cluster_sync();
+}
+K relaxed_start(int* p, int n) {  // a barrier that orders nothing is enough where a fence has shown the mbarriers
+  __shared__ uint64_t bar;
+  const uint32_t at = shared_address(&bar);
+  if (threadIdx.x == 0) {
+    mbarrier_init(at, 32);
+    if (n == 0) mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (n == 2) cluster_arrive();
+  else cluster_arrive_relaxed();
+  cluster_wait();
+  mbarrier_arrive_in_cluster(in_block(at, cluster_rank() ^ 1));
+  mbarrier_wait(at, 0);
+  p[blockIdx.x * 32 + threadIdx.x] = 1;
 }
 K handed_over(int* p, int n) {  // one block's tile goes to the other, which the mbarrier there counts
   __shared__ __align__(128) int s[32];
