@@ -1,6 +1,8 @@
 //! From statements to operations: names become slots, opcodes and modifiers become functions. Whatever is not known
 //! here is an error that names the line; nothing is ever guessed or skipped.
 
+mod asynchronous;
+
 use std::collections::HashMap;
 
 use crate::{
@@ -57,6 +59,7 @@ impl<'a> Modifiers<'a> {
         let found = self.take_any(&[
             "global",
             "shared::cta",
+            "shared::cluster",
             "shared",
             "local",
             "param::entry",
@@ -67,6 +70,7 @@ impl<'a> Modifiers<'a> {
         match found {
             Some("global") => Space::Global,
             Some("shared" | "shared::cta") => Space::Shared,
+            Some("shared::cluster") => Space::Cluster,
             Some("local") => Space::Local,
             Some("const") => Space::Const,
             Some(_) => Space::Param,
@@ -183,6 +187,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         name: function.name.clone(),
         code: d.code,
         origins: d.origins,
+        watched: Vec::new(),
         slots: d.next_slot,
         constants: d.constants,
         parameters,
@@ -193,10 +198,13 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         local_bytes: d.local as usize,
         tracked: 0,
         max_threads: function.max_threads,
+        max_registers: function.max_registers,
+        cluster: function.cluster,
         register_names: d.register_names,
     };
     crate::defined::track(&mut kernel);
     crate::slots::share(&mut kernel);
+    kernel.watched = crate::wgmma::watched(&kernel.code);
     Ok(kernel)
 }
 
@@ -486,7 +494,7 @@ impl Decoder<'_> {
             "isspacep" => {
                 let space = m.space();
                 let window = match space {
-                    Space::Shared => SHARED_WINDOW,
+                    Space::Shared | Space::Cluster => SHARED_WINDOW,
                     Space::Local => LOCAL_WINDOW,
                     _ => return fail(s, "unsupported space of isspacep"),
                 };
@@ -494,6 +502,10 @@ impl Decoder<'_> {
                 let f: arith::Binary = |a, w| u64::from(a >= w && a < w + WINDOW);
                 Ok(Op::Binary { f, d: self.d(s, 0)?, a: self.a(s, 1, Type::B64)?, b })
             }
+            "mbarrier" | "wgmma" | "setmaxnreg" | "elect" | "mapa" | "getctarank" => self.asynchronous(s, m),
+            "cp" if s.modifiers.iter().any(|w| w == "bulk") => self.asynchronous(s, m),
+            "fence" if s.modifiers.iter().any(|w| w == "mbarrier_init" || w == "async") => self.asynchronous(s, m),
+            "barrier" if s.modifiers.iter().any(|w| w == "cluster") => self.asynchronous(s, m),
             "ld" | "ldu" => self.load(s, m),
             "st" => self.store(s, m),
             "atom" | "red" => self.atomic(s, m),
@@ -505,7 +517,7 @@ impl Decoder<'_> {
             }
             "fence" => {
                 if m.take("proxy") {
-                    m.ignore(&["alias", "async", "async::global", "async::shared::cta"]);
+                    m.ignore(&["alias"]);
                     return if m.left.is_empty() { Ok(Op::Nothing) } else { fail(s, "unsupported proxy fence") };
                 }
                 m.ignore(&["sc", "acq_rel"]);
@@ -908,7 +920,7 @@ impl Decoder<'_> {
         let (d, a) = (self.d(s, 0)?, self.a(s, 1, ty)?);
         let window = match space {
             Space::Global | Space::Const => return Ok(Op::Move { d, a }),
-            Space::Shared => SHARED_WINDOW,
+            Space::Shared | Space::Cluster => SHARED_WINDOW,
             Space::Local => LOCAL_WINDOW,
             Space::Param => PARAM_WINDOW,
             Space::Generic => return fail(s, "cvta without a space"),
@@ -920,7 +932,7 @@ impl Decoder<'_> {
 
     /// What `ld` and `st` have in common.
     fn access(&mut self, s: &Statement, m: &mut Modifiers, load: bool) -> Result<(Access, Type), LoadError> {
-        m.ignore(&["weak", "async"]);
+        m.ignore(&["weak"]);
         let order = m.take_any(&["volatile", "relaxed", "acquire", "release", "mmio"]);
         if order.is_some() {
             m.scope();

@@ -1,16 +1,16 @@
 //! One thread, until it must wait.
 
 use crate::{
-    Asynchronous,
     arith::{bit_insert, lop3, low, sign_extend},
     clocks::{ThreadClock, Who},
     collective::shared_offset,
     decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW},
-    machine::{Block, Copy, Env, Thread},
+    machine::{Block, Copy, Env, Thread, lands_now},
     memory::{Global, Stretch, misaligned},
     parse::Space,
     program::*,
     report::{RawFault, Rule},
+    wgmma::Watch,
 };
 
 type Outcome<T> = Result<T, Box<RawFault>>;
@@ -21,6 +21,8 @@ pub(crate) enum Stop {
     Preempted,
     Meeting,
     Barrier,
+    /// At an operation that the machine executes.
+    Machine,
     Done,
 }
 
@@ -59,6 +61,13 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             pc += 1;
             continue;
         }
+        let watch = kernel.watched[pc];
+        if watch != Watch::None {
+            thread
+                .in_flight
+                .watch(&instruction.op, watch, env.options.check_races)
+                .map_err(|message| RawFault::new(Rule::Wgmma, message).at("register access", clock.who(pc as u32)))?;
+        }
         match &instruction.op {
             Op::Move { d, a } => r!(*d) = r!(*a),
             Op::Unary { f, d, a } => r!(*d) = f(r!(*a)),
@@ -73,31 +82,21 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 let address = r!(m.base).wrapping_add(m.offset as i64 as u64);
                 let n = usize::from(m.bytes) * usize::from(m.count);
                 let who = clock.who(pc as u32);
-                let mut memory = Memory { env, shared, local, thread, clock };
-                let value = memory.load(m, address, n, who)?;
-                let bits = u32::from(m.bytes) * 8;
-                if m.count == 1 && m.extend == 0 {
-                    r!(m.regs[0]) = value as u64;
-                } else {
-                    for i in 0..usize::from(m.count) {
-                        let element = low((value >> (bits as usize * i)) as u64, bits);
-                        r!(m.regs[i]) = match m.extend {
-                            0 => element,
-                            width => low(sign_extend(element, bits) as u64, width.into()),
-                        };
-                    }
+                if is_elsewhere(m.space, address) {
+                    break Stop::Machine;
                 }
+                let mut memory = Memory { env, home: who.block, shared, local, thread, clock };
+                let value = memory.load(m, address, n, who)?;
+                put_loaded(m, value, regs);
             }
             Op::Store(m) => {
                 let address = r!(m.base).wrapping_add(m.offset as i64 as u64);
                 let n = usize::from(m.bytes) * usize::from(m.count);
-                let bits = u32::from(m.bytes) * 8;
-                let mut value = 0u128;
-                for i in 0..usize::from(m.count) {
-                    value |= u128::from(low(r!(m.regs[i]), bits)) << (bits as usize * i);
+                if is_elsewhere(m.space, address) {
+                    break Stop::Machine;
                 }
-                let who = clock.who(pc as u32);
-                let mut memory = Memory { env, shared, local, thread, clock };
+                let (value, who) = (stored(m, regs), clock.who(pc as u32));
+                let mut memory = Memory { env, home: who.block, shared, local, thread, clock };
                 memory.store(m, address, n, value, who)?;
             }
             Op::Convert { d, a, how } => r!(*d) = how.apply(r!(*a)),
@@ -138,9 +137,12 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             }
             Op::Atomic(x) => {
                 let address = r!(x.base).wrapping_add(x.offset as i64 as u64);
+                if is_elsewhere(x.space, address) {
+                    break Stop::Machine;
+                }
                 let (b, c) = (r!(x.b), r!(x.c));
                 let who = clock.who(pc as u32);
-                let mut memory = Memory { env, shared, local, thread, clock };
+                let mut memory = Memory { env, home: who.block, shared, local, thread, clock };
                 r!(x.d) = memory.atomic(x, address, b, c, who)?;
             }
             Op::ActiveMask { d } => {
@@ -149,6 +151,7 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             }
             Op::Clock { d, mask } => r!(*d) = (env.executed + thread.executed + slice - left) & mask,
             Op::Meet(_) => break Stop::Meeting,
+            Op::Machine(_) => break Stop::Machine,
             Op::Barrier(_) => break Stop::Barrier,
             Op::CopyAsync { destination, to, source, from, bytes, live, ignore } => {
                 let at = r!(*destination).wrapping_add(*to as i64 as u64) & 0xFFFF_FFFF;
@@ -178,12 +181,7 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 }
                 shared.check_write(to, n, false, who, clock)?;
                 let copy = Copy { to, from, bytes: *bytes, live: live as u8, at: pc as u32 };
-                let now = match env.options.asynchronous {
-                    Asynchronous::Late => false,
-                    Asynchronous::AtOnce => true,
-                    Asynchronous::Random => env.rng.below(2) == 0,
-                };
-                if now {
+                if lands_now(env) {
                     land(env.global, shared, &copy)?;
                     // It stays on the books, with nothing left to do, until it is waited for.
                     thread.open.push(Copy { bytes: 0, ..copy });
@@ -281,9 +279,89 @@ fn land(global: &mut Global, shared: &mut Stretch, copy: &Copy) -> Outcome<()> {
     Ok(())
 }
 
+/// Whether an address lies in another block's shared memory: only the machine has that at hand.
+#[inline]
+fn is_elsewhere(space: Space, address: u64) -> bool {
+    let rank = address >> 24 & 0xFF;
+    match space {
+        Space::Cluster => rank != 0,
+        Space::Generic => rank != 0 && (SHARED_WINDOW..SHARED_WINDOW + WINDOW).contains(&address),
+        _ => false,
+    }
+}
+
+/// The address and size of a load, store or atomic.
+pub(crate) fn memory_access(op: &Op) -> Option<(Slot, i32, usize)> {
+    match op {
+        Op::Load(m) | Op::Store(m) => Some((m.base, m.offset, usize::from(m.bytes) * usize::from(m.count))),
+        Op::Atomic(x) => Some((x.base, x.offset, x.bytes.into())),
+        _ => None,
+    }
+}
+
+/// Executes a load, store or atomic on the shared memory of a block, which is given with its serial number.
+pub(crate) fn access_peer(
+    env: &mut Env,
+    block: &mut Block,
+    t: usize,
+    op: &Op,
+    (shared, home): (&mut Stretch, u32),
+    address: u64,
+) -> Outcome<()> {
+    let (slots, bytes) = (env.kernel.slots, env.kernel.local_bytes);
+    let thread = &mut block.threads[t];
+    let regs = &mut block.registers[t * slots..(t + 1) * slots];
+    let clock = &mut block.clocks[t];
+    let local = &mut block.local[t * bytes..(t + 1) * bytes];
+    let who = clock.who(thread.pc);
+    let n = memory_access(op).map_or(0, |m| m.2);
+    let mut memory = Memory { env, home, shared, local, thread, clock };
+    match op {
+        Op::Load(m) => {
+            let value = memory.load(&Access { space: Space::Shared, ..*m }, address, n, who)?;
+            put_loaded(m, value, regs);
+        }
+        Op::Store(m) => memory.store(&Access { space: Space::Shared, ..*m }, address, n, stored(m, regs), who)?,
+        Op::Atomic(x) => {
+            let (b, c) = (regs[usize::from(x.b)], regs[usize::from(x.c)]);
+            let x = Atomic { space: Space::Shared, ..**x };
+            regs[usize::from(x.d)] = memory.atomic(&x, address, b, c, who)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Puts what was loaded into its registers.
+#[inline]
+fn put_loaded(m: &Access, value: u128, regs: &mut [u64]) {
+    let bits = u32::from(m.bytes) * 8;
+    if m.count == 1 && m.extend == 0 {
+        regs[usize::from(m.regs[0])] = value as u64;
+        return;
+    }
+    for i in 0..usize::from(m.count) {
+        let element = low((value >> (bits as usize * i)) as u64, bits);
+        regs[usize::from(m.regs[i])] = match m.extend {
+            0 => element,
+            width => low(sign_extend(element, bits) as u64, width.into()),
+        };
+    }
+}
+
+/// What is to be stored, from its registers.
+#[inline]
+fn stored(m: &Access, regs: &[u64]) -> u128 {
+    let bits = u32::from(m.bytes) * 8;
+    (0..usize::from(m.count))
+        .fold(0, |value, i| value | u128::from(low(regs[usize::from(m.regs[i])], bits)) << (bits as usize * i))
+}
+
 /// The memories as one thread sees them.
 struct Memory<'m, 'e> {
     env: &'m mut Env<'e>,
+    /// The block of `shared`.
+    home: u32,
     shared: &'m mut Stretch,
     local: &'m mut [u8],
     thread: &'m mut Thread,
@@ -307,7 +385,7 @@ impl Memory<'_, '_> {
                     (Space::Global, address)
                 }
             }
-            Space::Shared => (Space::Shared, address & 0xFFFF_FFFF),
+            Space::Shared | Space::Cluster => (Space::Shared, address & 0xFFFF_FFFF),
             Space::Const => (Space::Global, address),
             other => (other, address),
         }
@@ -344,7 +422,7 @@ impl Memory<'_, '_> {
             }
         };
         if m.strong && self.env.options.check_races {
-            let key = (if space == Space::Shared { who.block } else { 0 }, address);
+            let key = (if space == Space::Shared { self.home } else { 0 }, address);
             if let Some(found) = self.env.locations.get(&key) {
                 self.clock.observe(found, m.acquire);
             }
@@ -373,8 +451,8 @@ impl Memory<'_, '_> {
         }
         if m.strong && self.env.options.check_races {
             let shared = space == Space::Shared;
-            let key = (if shared { who.block } else { 0 }, address);
-            match self.clock.publish(m.release, shared) {
+            let key = (if shared { self.home } else { 0 }, address);
+            match self.clock.publish(m.release, shared && self.home == who.block) {
                 Some(view) => self.env.locations.insert(key, view),
                 None => self.env.locations.remove(&key),
             };
@@ -404,11 +482,11 @@ impl Memory<'_, '_> {
         memory.put(offset, n, u128::from(low((x.f)(old, b, c), 8 * n as u32)));
         if self.env.options.check_races {
             let shared = space == Space::Shared;
-            let key = (if shared { who.block } else { 0 }, address);
+            let key = (if shared { self.home } else { 0 }, address);
             if let Some(found) = self.env.locations.get(&key) {
                 clock.observe(found, x.acquire);
             }
-            if let Some(view) = clock.publish(x.release, shared) {
+            if let Some(view) = clock.publish(x.release, shared && self.home == who.block) {
                 match self.env.locations.get_mut(&key) {
                     Some(old) => old.join(&view),
                     None => {

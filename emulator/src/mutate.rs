@@ -18,7 +18,7 @@ pub struct Site {
     pub innermost: (u32, u32),
 }
 
-const ORDERING: [&str; 12] = [
+const ORDERING: [&str; 16] = [
     "bar.sync",
     "bar.arrive",
     "bar.warp.sync",
@@ -27,10 +27,14 @@ const ORDERING: [&str; 12] = [
     "cp.async.wait_group",
     "cp.async.wait_all",
     "cp.async.commit_group",
+    "cp.async.bulk.commit_group",
+    "cp.async.bulk.wait_group",
     "membar.",
     "fence.",
     "mbarrier.",
-    "wgmma.",
+    "wgmma.fence",
+    "wgmma.commit_group",
+    "wgmma.wait_group",
 ];
 
 /// Every synchronisation in the text, in order.
@@ -85,7 +89,7 @@ pub fn negate(ptx: &str, site: &Site) -> String {
 }
 
 /// The text with the instruction at `site` deleted; every other line keeps its number. Where a barrier also reduces, each thread is
-/// left with its own value.
+/// left with its own value; a wait for an mbarrier's phase finds it over.
 pub fn without(ptx: &str, site: &Site) -> String {
     if let Some((_, operands)) = site.text.split_once(".red.or.pred").or_else(|| site.text.split_once(".red.and.pred"))
     {
@@ -93,6 +97,12 @@ pub fn without(ptx: &str, site: &Site) -> String {
         if let (Some(result), Some(value)) = (operands.first(), operands.last()) {
             return replace(ptx, site, &format!("mov.pred {result}, {value};"));
         }
+    }
+    if let Some((_, operands)) = site.text.split_once("_wait.").filter(|(op, _)| op.contains("mbarrier."))
+        && let Some((_, operands)) = operands.split_once(char::is_whitespace)
+    {
+        let over = operands.split(',').next().unwrap_or_default().trim();
+        return replace(ptx, site, &format!("setp.eq.u32 {over}, 0, 0;"));
     }
     replace(ptx, site, "")
 }
@@ -174,6 +184,12 @@ mod tests {
     fn a_reducing_barrier_leaves_its_value() {
         let ptx = ".visible .entry k()\n{\nbar.red.or.pred \t%p2, 0, %p1;\n}\n";
         assert!(without(ptx, &sites(ptx)[0]).contains("mov.pred %p2, %p1;"));
+    }
+
+    #[test]
+    fn a_wait_for_an_mbarrier_is_over() {
+        let ptx = ".visible .entry k()\n{\n@%p1 mbarrier.try_wait.parity.shared::cta.b64 \t%p2, [%r1], 0;\n}\n";
+        assert!(without(ptx, &sites(ptx)[0]).contains("\nsetp.eq.u32 %p2, 0, 0;\n"));
     }
 
     #[test]

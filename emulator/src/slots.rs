@@ -72,6 +72,16 @@ pub(crate) fn share(kernel: &mut Kernel) {
         touched.into_iter().for_each(|s| extend(s.into(), i));
     }
 
+    // What wgmma has in hand while the code goes on has slots that are nothing else, before or after.
+    for c in code {
+        if let Op::Machine(op) = &c.op {
+            op.in_hand().for_each(|s| {
+                extend(s.into(), 0);
+                extend(s.into(), code.len());
+            });
+        }
+    }
+
     // Special registers and constants keep slots of their own, in front.
     let mut place: Vec<Slot> = vec![SINK; n];
     (0..FIRST_FREE).for_each(|s| place[usize::from(s)] = s);

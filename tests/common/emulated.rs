@@ -116,6 +116,7 @@ pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Resul
         block: [launch.threads, 1, 1],
         shared_bytes: launch.shared_bytes,
         cooperative: false,
+        cluster: [1; 3],
     };
     device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
 }
