@@ -973,6 +973,7 @@ fn with_workspace<B: HostBackend>(
     let [r0, r1, r2, r3] = &mut real;
     let [hh, hd] = &mut matrices;
     let [mhh, mnn] = &mut coupling;
+    let [sum, sum_squares] = &mut sums;
     let workspace = scratch.slice_mut();
     let result = match operation {
         "encode" => backend.encode(Encode {
@@ -992,8 +993,8 @@ fn with_workspace<B: HostBackend>(
                 shift: None,
                 accumulate: false,
                 row_loss_sum: one.slice_mut(),
-                sum: sums[0].slice_mut(),
-                sum_squares: sums[1].slice_mut(),
+                sum: sum.slice_mut(),
+                sum_squares: sum_squares.slice_mut(),
             }),
             workspace,
         }),

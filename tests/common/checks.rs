@@ -127,17 +127,17 @@ fn check_sums<B: HostBackend>(
     let losses: f64 = found.row_loss.iter().sum();
     let losses_scale: f64 = found.row_loss.iter().map(|l| l.abs()).sum();
     assert_within(context, "row_loss_sum", &found.row_loss_sum, &[before.0 + losses], |_| {
-        sum_factor(n) * u * losses_scale + 4.0 * f64::EPSILON * before.0.abs()
+        sum_factor(n) * u * losses_scale + sum_factor(n) * f64::EPSILON * before.0.abs()
     });
     let centred = |row: usize, j: usize| a[row * h + j] - shift.as_ref().map_or(0.0, |shift| shift[j]);
     let column = |j: usize, f: &dyn Fn(f64) -> f64| (0..n).map(|row| f(centred(row, j))).sum::<f64>();
     let sum: Vec<f64> = (0..h).map(|j| before.1[j] + column(j, &|a| a)).collect();
     let squares: Vec<f64> = (0..h).map(|j| before.2[j] + column(j, &|a| a * a)).collect();
     assert_within(context, "sum", &found.sum, &sum, |j| {
-        sum_factor(n) * u * column(j, &f64::abs) + 4.0 * f64::EPSILON * before.1[j].abs()
+        sum_factor(n) * u * column(j, &f64::abs) + sum_factor(n) * f64::EPSILON * before.1[j].abs()
     });
     assert_within(context, "sum_squares", &found.sum_squares, &squares, |j| {
-        sum_factor(n) * u * column(j, &|a| a * a) + 4.0 * f64::EPSILON * before.2[j].abs()
+        sum_factor(n) * u * column(j, &|a| a * a) + sum_factor(n) * f64::EPSILON * before.2[j].abs()
     });
 }
 
