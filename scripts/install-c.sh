@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the C library and installs it: scripts/install-c.sh PREFIX (say /usr/local, or "$HOME/.local"); DESTDIR is put in front, as packagers do.
-# Then: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig cc program.c $(pkg-config --cflags --libs sae_kernels), or --static for the archive.
+# PREFIX is an absolute path. Then: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig cc program.c $(pkg-config --cflags --libs sae_kernels), or --static for the archive.
 set -euo pipefail
 prefix=${1:?usage: scripts/install-c.sh PREFIX}
 cd "$(dirname "$0")/.."

@@ -166,7 +166,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
             ops::responsibilities(under, strided, (9, 131), &numbers(9 * 131, 1.0), &numbers(9, 1.0));
         }
         "activations" => {
-            for ([n, h], place) in [([18, 15], strided), ([141, 131], dense)] {
+            for ([n, h], place) in [([19, 15], strided), ([141, 131], dense)] {
                 ActivationSums {
                     n,
                     h,
@@ -425,6 +425,7 @@ const SURVIVORS: &[Survivor] = &[
         file: "common.cuh",
         line: "if (count >= 4 && is_aligned(",
         kernels: &[
+            "activation_sums",
             "adam",
             "align_f16",
             "backward",

@@ -186,12 +186,10 @@ fn rows_do_not_depend_on_their_batch<B: HostBackend>(under: &Under<B>) {
                         activations: activations.to_vec(),
                         shift: None,
                         before: None,
-                        wanted: [true; 2],
+                        wanted: [true, false],
                     };
                     let given = given.run(under, Place::STRIDED);
                     assert_same_bits(&context, "row_loss of given activations", &given.row_loss, &part.row_loss);
-                    assert_same_bits(&context, "sum", &given.sum, &part.sum);
-                    assert_same_bits(&context, "sum_squares", &given.sum_squares, &part.sum_squares);
                 }
             }
         }

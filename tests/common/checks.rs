@@ -4,7 +4,7 @@
 
 use super::ops::{
     self, ActivationSums, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Encoded, Finish,
-    Redundancy, StatisticsPart,
+    MomentSums, Redundancy, StatisticsPart,
 };
 use super::{
     HostBackend, Place, Under, abs_nt, assert_within, reference, rng, rounded, step, transposed, uniform, z_factor,
@@ -115,7 +115,7 @@ fn check_sums<B: HostBackend>(
     context: &str,
     [n, h]: [usize; 2],
     a: &[f64],
-    (shift, before): (&Option<Vec<f64>>, &Option<(f64, Vec<f64>, Vec<f64>)>),
+    (shift, before): (&Option<Vec<f64>>, &Option<MomentSums>),
     found: &Encoded,
 ) {
     let u = under.real();

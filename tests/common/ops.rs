@@ -28,6 +28,9 @@ fn workspace_at<B: HostBackend>(
     Guarded::vector_or_poison(place, len, None)
 }
 
+/// Row loss sum, sums and sums of squares.
+pub type MomentSums = (f64, Vec<f64>, Vec<f64>);
+
 #[derive(Debug, Clone)]
 pub struct Encode {
     pub n: usize,
@@ -38,8 +41,8 @@ pub struct Encode {
     pub bias: Vec<f64>,
     pub activation: Activation,
     pub shift: Option<Vec<f64>>,
-    /// Row loss sum, sums and sums of squares to add to.
-    pub before: Option<(f64, Vec<f64>, Vec<f64>)>,
+    /// What is added to.
+    pub before: Option<MomentSums>,
     /// Which of activations, row losses and moments are wanted.
     pub wanted: [bool; 3],
 }
@@ -108,8 +111,8 @@ pub struct ActivationSums {
     pub h: usize,
     pub activations: Vec<f64>,
     pub shift: Option<Vec<f64>>,
-    /// Row loss sum, sums and sums of squares to add to.
-    pub before: Option<(f64, Vec<f64>, Vec<f64>)>,
+    /// What is added to.
+    pub before: Option<MomentSums>,
     /// Whether row losses and moments are wanted.
     pub wanted: [bool; 2],
 }
