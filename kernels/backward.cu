@@ -25,7 +25,7 @@ __device__ __forceinline__ void pointwise(const Pointwise<E>& p) {
     const int row_index = blockIdx.x / col_tiles, col_index = blockIdx.x % col_tiles;
     const int row0 = row_index * TILE, col0 = col_index * TILE;
     const Tile tile{reinterpret_cast<float*>(shared_memory), row0, col0, min(TILE, p.rows - row0), min(TILE, p.cols - col0),
-                    row_index, col_index};
+                    row_index, col_index, int(blockIdx.x)};
     for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
         float v[4];
         load4(v, p.source.at(row0 + row, col0 + tile.lane_col()), p.source.data == nullptr ? 0 : tile.lane_cols());

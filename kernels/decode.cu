@@ -12,7 +12,7 @@ struct DecodeEpilogue {
     /// x̂ and w (x̂ − x), if wanted.
     View<float> reconstruction;
     View<E> residual;
-    /// Σ (x̂ − x)² of each block.
+    /// Σ (x̂ − x)² of each tile, by its number.
     double* slots;
     float residual_weight;
     uint32_t padding;
@@ -38,7 +38,7 @@ struct DecodeEpilogue {
             squares += double(part);
             if (residual.data != nullptr) store4(residual.at(tile.row0 + row, col), v, count);
         }
-        tile.block_sum(squares, slots + blockIdx.x);
+        tile.block_sum(squares, slots + tile.index);
     }
 };
 GEMM_KERNEL(decode_f32, bf16, Depth, Across, DecodeEpilogue<float>)

@@ -6,7 +6,7 @@
 __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<float>& out) {
     const bool on_diagonal = tile.row_index == tile.col_index;
     const int col = tile.lane_col();
-    __syncthreads();
+    tile.sync();
     for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
         float v[4];
         tile.read(v, row);
@@ -27,7 +27,7 @@ __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<floa
 
 struct MirrorEpilogue {
     View<float> out;
-    /// Σ of squares of each tile on and above the diagonal, its mirror image included; in the order of the blocks.
+    /// Σ of squares of each tile on and above the diagonal, its mirror image included; by its number.
     double* slots;
     float factor, diagonal;
 
@@ -49,6 +49,6 @@ struct MirrorEpilogue {
             tile.write(v, row);
         }
         store_mirrored(tile, out);
-        tile.block_sum(squares, slots + blockIdx.x);
+        tile.block_sum(squares, slots + tile.index);
     }
 };
