@@ -128,8 +128,8 @@ __device__ __forceinline__ void produce(const Gemm& p, uint32_t shared, uint32_t
 
 /// The multiplying warpgroups: the products of a tile row of a square, then the epilogue of each of its tiles, for all squares.
 template <class T, Major LEFT, Major RIGHT, class Epilogue>
-__device__ __forceinline__ void consume(const Gemm& p, const Epilogue& epilogue, uint32_t shared) {
-    const int lane = threadIdx.x % 32, group = threadIdx.x / 128;
+__device__ __forceinline__ void consume(const Gemm& p, const Epilogue& epilogue, uint32_t shared, int group) {
+    const int lane = threadIdx.x % 32;
     const int stages = (p.depth + STAGE_DEPTH - 1) / STAGE_DEPTH * int(p.segments);
     float* data = reinterpret_cast<float*>(shared_memory + TILE_AT);
     Ring ring, used;
@@ -200,6 +200,8 @@ __device__ __forceinline__ void consume(const Gemm& p, const Epilogue& epilogue,
 template <class T, Major LEFT, Major RIGHT, class Epilogue>
 __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
     const uint32_t shared = shared_address(shared_memory), rank = cluster_rank();
+    // The compiler sees that it is the same in the whole warp.
+    const int warp = __shfl_sync(FULL_WARP, int(threadIdx.x) / 32, 0);
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int i = 0; i < STAGES; ++i) {
@@ -212,12 +214,12 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
     // The other block's copies and arrivals find barriers.
     cluster_arrive();
     cluster_wait();
-    if (threadIdx.x < THREADS) {
+    if (warp < WARPS) {
         registers_increase<232>();
-        consume<T, LEFT, RIGHT>(p, epilogue, shared);
+        consume<T, LEFT, RIGHT>(p, epilogue, shared, warp / 4);
     } else {
         registers_decrease<40>();
-        if (threadIdx.x == THREADS) produce<LEFT, RIGHT>(p, shared, rank);
+        if (warp == WARPS && elect_lane()) produce<LEFT, RIGHT>(p, shared, rank);
         __syncwarp();
     }
     // Nobody's shared memory goes away while the other block still arrives there.

@@ -78,8 +78,8 @@ PTX_FN uint32_t cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-/// A barrier of all threads of the cluster: what was written before it arrives is seen after the wait.
-PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+/// A barrier of all threads of the cluster. It releases nothing but what `fence_mbarrier_init` does.
+PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 PTX_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 /// Where block `rank` of the cluster has what lies at `address` here.
 PTX_FN uint32_t map_shared(uint32_t address, uint32_t rank) {
@@ -98,9 +98,10 @@ PTX_FN void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cl
 PTX_FN void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-/// Arrives at an mbarrier of any block of the cluster, at an address of `map_shared`.
+/// Arrives at an mbarrier of any block of the cluster, at an address of `map_shared`. It does not release this thread's own writes
+/// to other blocks: that would be a fence of the whole device.
 PTX_FN void mbarrier_arrive_cluster(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 /// Whether the phase of this parity is over; waits a while for it.
 PTX_FN bool mbarrier_try_wait(uint32_t barrier, uint32_t parity) {
@@ -141,6 +142,13 @@ PTX_FN void bulk_load_3d_multicast(uint32_t target, const TensorMap* map, int x,
                  "[%0], [%1, {%2, %3, %4}], [%5], %6;"
                  ::"r"(target), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
                  : "memory");
+}
+
+/// Whether this is the one lane that the warp, all of it here, elects.
+PTX_FN bool elect_lane() {
+    uint32_t elected;
+    asm volatile("{\n .reg .pred p;\n elect.sync _|p, 0xffffffff;\n selp.u32 %0, 1, 0, p;\n}" : "=r"(elected)::"memory");
+    return elected != 0;
 }
 
 /// This warpgroup gives registers back, or waits for more of them, until each thread has N.

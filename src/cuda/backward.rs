@@ -1,6 +1,6 @@
 //! [`BackwardDz`]: the product (a − μ)·M, or none, with the whole gradient in its epilogue.
 
-use super::gemm::{Affine, Extents, SHARED_BYTES, Source, THREADS, TILE, blocks, derived_planes, extent, take_planes};
+use super::gemm::{Affine, Extents, Source, THREADS, TILE, TILE_BYTES, blocks, derived_planes, extent, take_planes};
 use super::memory::{Layout, View, lay_out};
 use super::{Argument, Core, Cuda, CudaElement, activation};
 use crate::error::Result;
@@ -92,6 +92,6 @@ pub(super) fn backward_dz<E: CudaElement>(core: &Core, args: BackwardDz<'_, Cuda
     }
     let pointwise = Pointwise { source, epilogue, rows: extent(n)?, cols: extent(h)? };
     let grid = [blocks(Extents::full(n, h, 0).tiles())?, 1];
-    core.launch(E::KERNELS.pointwise, grid, THREADS, SHARED_BYTES, Argument::new(&pointwise))?;
+    core.launch(E::KERNELS.pointwise, grid, THREADS, TILE_BYTES, Argument::new(&pointwise))?;
     core.fold_f32(plan.slots, n.div_ceil(TILE), h, args.accumulate, args.grad_bias.address())
 }

@@ -218,7 +218,13 @@ impl<E: CudaElement> Cuda<E> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        Ok(Self::on_hardware(Hardware::on_stream(stream)?))
+        Ok(Self::on_hardware(Hardware::on_stream(stream, false)?))
+    }
+
+    /// As [`on_stream`](Self::on_stream), with the kernels that run everywhere whatever the device: to compare.
+    #[doc(hidden)]
+    pub fn with_portable_kernels(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self::on_hardware(Hardware::on_stream(stream, true)?))
     }
 
     fn on_hardware(hardware: Hardware) -> Self {
