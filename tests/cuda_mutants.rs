@@ -15,7 +15,7 @@ use common::ops::{
 use common::staged::Staged;
 use common::{Place, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, Tensor, TensorMap};
 use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
 use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, bf16, f16};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -51,6 +51,12 @@ impl Driver for Recorder {
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()> {
         // SAFETY: as above.
         unsafe { self.emulated.download(source, target) }
+    }
+    fn mainloop(&self) -> Mainloop {
+        self.emulated.mainloop()
+    }
+    fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
+        self.emulated.tensor_map(tensor)
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         let before = self.kernels.contains(&launch.kernel).then(|| self.emulated.snapshot());
@@ -458,37 +464,37 @@ const SURVIVORS: &[Survivor] = &[
         reason: "most lanes of finish_rows add zeros, until there are thousands of latents",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "col = int((sqrtf(8.0f * float(block) + 1.0f) - 1.0f) * 0.5f);",
+        file: "tile.cuh",
+        line: "col = int((sqrtf(8.0f * float(index) + 1.0f) - 1.0f) * 0.5f);",
         kernels: &[],
         reason: "an estimate that the loops below it mend",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "while (int64_t(col) * (col + 1) / 2 > block) --col;",
+        file: "tile.cuh",
+        line: "while (int64_t(col) * (col + 1) / 2 > index) --col;",
         kernels: &[],
         reason: "the estimate is too large only for thousands of blocks, and other products never take this way",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "while (int64_t(col + 1) * (col + 2) / 2 <= block) ++col;",
+        file: "tile.cuh",
+        line: "while (int64_t(col + 1) * (col + 2) / 2 <= index) ++col;",
         kernels: &["backward", "decode", "dual_apply", "encode", "product", "redundancy"],
         reason: "only symmetric products take this way",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "const int first = int(block / group_tiles) * 8",
+        file: "tile.cuh",
+        line: "const int first = int(index / group_tiles) * 8",
         kernels: &[],
         reason: "a long division has a short way for small numbers, with the same result",
     },
     Survivor {
-        file: "gemm.cuh",
+        file: "tile.cuh",
         line: "const int height = rows - first < 8",
         kernels: &[],
         reason: "groups of tile rows need more than seven of them",
     },
     Survivor {
-        file: "gemm.cuh",
+        file: "gemm_sm80.cuh",
         line: "epilogue(Tile{data, row0, col0,",
         kernels: &["gram_primal"],
         reason: "the compiler writes the mirror image in steps of four rows, past an end that is off by one",

@@ -4,7 +4,7 @@
 use super::staged::Staged;
 use super::{Under, Where};
 use ptx_emulator::{Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR, PlainProduct, Storage};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Storage, Tensor, TensorMap};
 use sae_kernels::operations::Layout;
 use sae_kernels::{Cuda, CudaElement, Element, bf16, f16};
 use std::collections::HashMap;
@@ -142,6 +142,12 @@ impl Driver for Emulated {
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Outcome<()> {
         target.copy_from_slice(&self.device.lock().unwrap().read(source, target.len()).unwrap());
         Ok(())
+    }
+    fn mainloop(&self) -> Mainloop {
+        Mainloop::Sm80
+    }
+    fn tensor_map(&self, _: &Tensor) -> Outcome<TensorMap> {
+        unimplemented!()
     }
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
         self.run(launch);
