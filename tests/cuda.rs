@@ -6,7 +6,7 @@ mod common;
 
 use common::anywhere::{Gradients, Step, Training};
 use common::captured::{Capturing, Enqueued};
-use common::emulated::{Emulated, all_options, cuda};
+use common::emulated::{Emulated, all_options, cuda, cuda_sm90};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
 use ptx_emulator::Options;
@@ -59,8 +59,10 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
         Precision::Storage => 2e-2,
     };
     for options in all_options() {
-        let found = step.run(cuda::<E>(options.clone()).with_precision(precision)).unwrap();
-        assert_close(&format!("{} {form:?} {precision:?} {options:?}", E::NAME), bar, &found, &truth);
+        for cuda in [cuda::<E>(options.clone()), cuda_sm90::<E>(options.clone())] {
+            let found = step.run(cuda.clone().with_precision(precision)).unwrap();
+            assert_close(&format!("{cuda:?} {form:?} {precision:?} {options:?}"), bar, &found, &truth);
+        }
     }
 }
 

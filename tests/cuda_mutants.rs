@@ -8,14 +8,14 @@
 
 mod common;
 
-use common::emulated::{Emulated, launch_on};
+use common::emulated::{self, Emulated, launch_on};
 use common::ops::{
     self, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy, StatisticsPart,
 };
 use common::staged::Staged;
 use common::{Place, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, Tensor, TensorMap};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Tensor, TensorMap};
 use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
 use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, bf16, f16};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -297,10 +297,14 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
 }
 
 /// The family's launches of all element types, the cheapest of each kernel first.
-fn record(family: &str, kernels: &'static [&'static str]) -> HashMap<&'static str, Vec<Recorded>> {
+fn record(
+    family: &str,
+    kernels: &'static [&'static str],
+    device: fn(Options) -> Emulated,
+) -> HashMap<&'static str, Vec<Recorded>> {
     // An endless loop ends soon.
     let options = Options { instruction_limit: 200_000, ..Options::default() };
-    let recorder = Arc::new(Recorder { emulated: Emulated::new(options), kernels, launches: Mutex::default() });
+    let recorder = Arc::new(Recorder { emulated: device(options), kernels, launches: Mutex::default() });
     fn under<E: CudaElement>(recorder: &Arc<Recorder>, precision: Precision) -> Under<Staged<E>> {
         let recorder = recorder.clone();
         let make = move || Staged(Cuda::on_driver(recorder.clone()).with_precision(precision));
@@ -622,8 +626,8 @@ fn listed(kernel: &str, file: &str, line: &str) -> Option<usize> {
 /// Every mutant of a family's kernels.
 fn check(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
-    let launches = record(family, kernels);
-    let ptx = std::fs::read_to_string(format!("{}/{family}.ptx", PTX_DIR.unwrap())).unwrap();
+    let launches = record(family, kernels, Emulated::new);
+    let ptx = emulated::ptx(family, Mainloop::Sm80);
     let files = mutate::files(&ptx);
     let sources: HashMap<u32, (String, Vec<String>)> =
         files.into_iter().map(|(number, path)| (number, (path.clone(), source(&path)))).collect();
@@ -702,6 +706,44 @@ fn check(family: &str) {
             "`{line}` of {file} is found in {kernels:?}, though the list says: {reason}"
         );
     }
+}
+
+/// The synchronisations of a family's products under the mainloop of compute capability 9.0, deleted one at a time. What else stands in
+/// these kernels is the epilogue, whose mutants are tried above.
+fn check_sm90(family: &str) {
+    let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
+    let launches = record(family, kernels, Emulated::sm90);
+    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0 });
+    let (mut table, mut unnoticed) = (BTreeMap::<Found, usize>::new(), Vec::new());
+    // Kernels of several types differ in nothing that synchronises.
+    for kernel in kernels.iter().filter(|kernel| !kernel.ends_with("_f32") && !kernel.ends_with("_f16")) {
+        let ptx = mutate::only(&ptx, kernel);
+        if !ptx.contains("wgmma") {
+            continue;
+        }
+        for site in mutate::sites(&ptx) {
+            let found = match Module::parse(&mutate::without(&ptx, &site)) {
+                Err(_) => Found::NotLoaded,
+                Ok(module) => try_out(&module, &launches[kernel], true),
+            };
+            *table.entry(found).or_default() += 1;
+            if found == Found::Nowhere {
+                unnoticed.push(format!("{kernel}: `{}`, PTX line {}", site.text, site.line));
+            }
+        }
+    }
+    for (found, count) in &table {
+        println!("{family}: {DELETED} under sm_90a: {found:?}: {count}");
+    }
+    assert!(table.keys().any(|found| *found < Found::Nowhere), "{family}: nothing {DELETED}");
+    assert!(unnoticed.is_empty(), "unnoticed:\n{}", unnoticed.join("\n"));
+}
+
+mod sm90 {
+    macro_rules! families {
+        ($($family:ident)*) => { $(#[test] fn $family() { super::check_sm90(stringify!($family)); })* }
+    }
+    families! { backward decode encode dual redundancy product statistics }
 }
 
 /// No entry is about what does not exist.

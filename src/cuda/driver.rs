@@ -140,6 +140,8 @@ pub struct Launch {
     pub kernel: &'static str,
     /// Blocks along x and y; neither is 0.
     pub grid: [u32; 2],
+    /// Blocks of a cluster along x, as the kernel was compiled for; 1 without clusters.
+    pub cluster: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.

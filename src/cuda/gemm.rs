@@ -296,10 +296,10 @@ impl Core {
             squares: blocks(extents.blocks_of(SQUARE))?,
         };
         let mainloop = self.driver.mainloop();
-        let (grid, threads, argument) = match mainloop {
+        let (grid, cluster, threads, argument) = match mainloop {
             Mainloop::Sm80 => {
                 let operands = Argument::new(&left.argument).then(&right.argument);
-                (blocks(extents.tiles())?, THREADS, operands.then(&gemm).then(epilogue))
+                (blocks(extents.tiles())?, 1, THREADS, operands.then(&gemm).then(epilogue))
             }
             Mainloop::Sm90 { multiprocessors } => {
                 // Nothing is copied of operands that have no elements.
@@ -309,10 +309,11 @@ impl Core {
                 };
                 let operands = Argument::new(&map(left)?).then(&map(right)?);
                 let clusters = gemm.squares.min(multiprocessors / CLUSTER);
-                (CLUSTER * clusters, THREADS + 128, operands.then(&gemm).then(epilogue).aligned(64))
+                (CLUSTER * clusters, CLUSTER, THREADS + 128, operands.then(&gemm).then(epilogue).aligned(64))
             }
         };
-        self.launch(kernel, [grid, 1], threads, shared_bytes(mainloop), argument)
+        let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));
+        self.enqueue(Launch { kernel, grid, cluster, threads, shared_bytes, argument })
     }
 
     /// A kernel with one thread for each of `count` elements.
@@ -325,7 +326,7 @@ impl Core {
         self.launch(kernel, [blocks(rows.div_ceil(8))?, 1], 256, 0, Argument::new(argument))
     }
 
-    /// Enqueues a kernel, unless there is nothing to do.
+    /// Enqueues a kernel without clusters.
     pub(super) fn launch(
         &self,
         kernel: &'static str,
@@ -334,11 +335,16 @@ impl Core {
         shared_bytes: u32,
         argument: Argument,
     ) -> Result<()> {
-        if grid.contains(&0) {
+        self.enqueue(Launch { kernel, grid, cluster: 1, threads, shared_bytes, argument })
+    }
+
+    /// Enqueues a kernel, unless there is nothing to do.
+    fn enqueue(&self, launch: Launch) -> Result<()> {
+        if launch.grid.contains(&0) {
             return Ok(());
         }
         // SAFETY: the operations pass each kernel the struct of its name, made of addresses that their arguments borrow or that lie in
         // the workspace, within the extents that were checked.
-        unsafe { self.driver.launch(&Launch { kernel, grid, threads, shared_bytes, argument }) }
+        unsafe { self.driver.launch(&launch) }
     }
 }
