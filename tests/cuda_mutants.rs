@@ -362,6 +362,11 @@ fn rule_name(rule: Rule) -> &'static str {
         Rule::DepartedThread => "DepartedThread",
         Rule::Deadlock => "Deadlock",
         Rule::InstructionLimit => "InstructionLimit",
+        Rule::ProxyFence => "ProxyFence",
+        Rule::Mbarrier => "Mbarrier",
+        Rule::Wgmma => "Wgmma",
+        Rule::Registers => "Registers",
+        Rule::DepartedBlock => "DepartedBlock",
         _ => "another rule",
     }
 }

@@ -5,9 +5,9 @@
 //! access is ordered after an earlier one exactly when the view covers the earlier agent's clock at that time. This is
 //! exact for the executed path, whatever the schedule.
 //!
-//! Agents of a block of T threads: `0..T` are the threads, `T..2T` their `cp.async`. Hopper's agents (one for each
-//! mbarrier's bulk loads, one for each warpgroup's wgmma, one for each thread's bulk stores) go behind, at `2T..`; what
-//! the async proxy may see becomes a second view beside `ThreadClock::view`, advanced by `fence.proxy.async`.
+//! wgmma and bulk copies act through the async proxy. What the generic proxy wrote is visible there only behind a
+//! `fence.proxy.async` on the way from the write to the access, so each view has a second part: what the async proxy may
+//! see. Only writes ask for it: that a read has happened is order enough for what overwrites it.
 //!
 //! Accesses are remembered per cell. Cells start at 16 bytes and are split as soon as a smaller access is seen, so two
 //! accesses share a cell only if they share a byte.
@@ -27,11 +27,94 @@ pub(crate) struct Who {
     pub at: u32,
 }
 
-/// What has been seen of every agent: of this block, and of others through global memory.
+/// What acts on memory in an order of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Agent {
+    Thread(u16),
+    /// A thread's `cp.async`.
+    Copies(u16),
+    /// A warpgroup's wgmma.
+    Wgmma(u16),
+    /// A thread's bulk stores, as they read shared memory.
+    Stores(u16),
+    /// The same, as they write global memory: they complete later.
+    Writes(u16),
+    /// The bulk loads that an mbarrier counts.
+    Loads(u16),
+}
+
+/// The most warpgroups of a block.
+const WARPGROUPS: u16 = 8;
+
+impl Agent {
+    /// Its number in a block of so many threads.
+    pub(crate) fn index(self, threads: u16) -> u16 {
+        match self {
+            Agent::Thread(t) => t,
+            Agent::Copies(t) => threads + t,
+            Agent::Wgmma(w) => 2 * threads + w,
+            Agent::Stores(t) => 2 * threads + WARPGROUPS + t,
+            Agent::Writes(t) => 3 * threads + WARPGROUPS + t,
+            Agent::Loads(i) => 4 * threads + WARPGROUPS + i,
+        }
+    }
+
+    fn of(index: u16, threads: u16) -> Agent {
+        match index {
+            i if i < threads => Agent::Thread(i),
+            i if i < 2 * threads => Agent::Copies(i - threads),
+            i if i < 2 * threads + WARPGROUPS => Agent::Wgmma(i - 2 * threads),
+            i if i < 3 * threads + WARPGROUPS => Agent::Stores(i - 2 * threads - WARPGROUPS),
+            i if i < 4 * threads + WARPGROUPS => Agent::Writes(i - 3 * threads - WARPGROUPS),
+            i => Agent::Loads(i - 4 * threads - WARPGROUPS),
+        }
+    }
+
+    /// Whether it acts through the async proxy.
+    fn by_async_proxy(self) -> bool {
+        !matches!(self, Agent::Thread(_) | Agent::Copies(_))
+    }
+}
+
+/// Up to which clock each agent of one block has been seen, and how much of that the async proxy may see.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Clocks {
+    seen: Vec<u32>,
+    proxied: Vec<u32>,
+}
+
+fn raise(clocks: &mut Vec<u32>, agent: usize, clock: u32) {
+    if clocks.len() <= agent {
+        clocks.resize(agent + 1, 0);
+    }
+    clocks[agent] = clocks[agent].max(clock);
+}
+
+impl Clocks {
+    fn join(&mut self, other: &Clocks) {
+        join_clocks(&mut self.seen, &other.seen);
+        join_clocks(&mut self.proxied, &other.proxied);
+    }
+
+    #[inline]
+    fn covers(&self, agent: u16, clock: u32) -> bool {
+        self.seen.get(usize::from(agent)).is_some_and(|&c| clock <= c)
+    }
+
+    fn proxy_covers(&self, agent: u16, clock: u32) -> bool {
+        self.proxied.get(usize::from(agent)).is_some_and(|&c| clock <= c)
+    }
+
+    fn proxy_fence(&mut self) {
+        join_clocks(&mut self.proxied, &self.seen);
+    }
+}
+
+/// What has been seen of every agent: of this block, and of others through global memory or their cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct View {
-    pub local: Vec<u32>,
-    pub foreign: Vec<(u32, Rc<Vec<u32>>)>,
+    local: Clocks,
+    foreign: Vec<(u32, Rc<Clocks>)>,
 }
 
 fn join_clocks(into: &mut Vec<u32>, from: &[u32]) {
@@ -46,32 +129,32 @@ fn join_clocks(into: &mut Vec<u32>, from: &[u32]) {
 impl View {
     /// Takes in another view of the same block.
     pub(crate) fn join(&mut self, other: &View) {
-        join_clocks(&mut self.local, &other.local);
+        self.local.join(&other.local);
         for (block, clocks) in &other.foreign {
             self.join_foreign(*block, clocks);
         }
     }
 
-    fn join_foreign(&mut self, block: u32, clocks: &Rc<Vec<u32>>) {
+    fn join_foreign(&mut self, block: u32, clocks: &Rc<Clocks>) {
         match self.foreign.iter_mut().find(|(b, _)| *b == block) {
-            Some((_, mine)) => join_clocks(Rc::make_mut(mine), clocks),
+            Some((_, mine)) => Rc::make_mut(mine).join(clocks),
             None => self.foreign.push((block, clocks.clone())),
         }
     }
 }
 
 /// A view released to memory, and whose it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Released {
     /// Views by block: the releasing block's own and what it had seen of others.
-    by_block: Vec<(u32, Rc<Vec<u32>>)>,
+    by_block: Vec<(u32, Rc<Clocks>)>,
 }
 
 impl Released {
     pub(crate) fn join(&mut self, other: &Released) {
         for (block, clocks) in &other.by_block {
             match self.by_block.iter_mut().find(|(b, _)| b == block) {
-                Some((_, mine)) => join_clocks(Rc::make_mut(mine), clocks),
+                Some((_, mine)) => Rc::make_mut(mine).join(clocks),
                 None => self.by_block.push((*block, clocks.clone())),
             }
         }
@@ -121,7 +204,12 @@ impl ThreadClock {
 
     /// The thread's `cp.async` group now open.
     pub(crate) fn copier(&self, at: u32) -> Who {
-        Who { block: self.block, thread: self.thread, agent: self.threads + self.thread, clock: self.committed + 1, at }
+        self.agent(Agent::Copies(self.thread), self.committed + 1, at)
+    }
+
+    /// Work that this thread has issued, done by an agent of its own block.
+    pub(crate) fn agent(&self, agent: Agent, clock: u32, at: u32) -> Who {
+        Who { block: self.block, thread: self.thread, agent: agent.index(self.threads), clock, at }
     }
 
     /// Whether an earlier access has been seen.
@@ -133,12 +221,49 @@ impl ThreadClock {
             } else if agent == self.threads + self.thread {
                 clock <= self.waited
             } else {
-                clock <= self.view.local[usize::from(agent)]
+                self.view.local.covers(agent, clock)
             }
         } else {
             let foreign = self.view.foreign.iter().find(|(b, _)| *b == block);
-            foreign.is_some_and(|(_, clocks)| clock <= clocks[usize::from(agent)])
+            foreign.is_some_and(|(_, clocks)| clocks.covers(agent, clock))
         }
+    }
+
+    /// Whether an earlier write has been seen by the proxy through which `who` acts.
+    #[inline]
+    fn sees_write(&self, mark: &Mark, who: Who) -> bool {
+        // Generic accesses are the common case; behind the threads and their copies, all agents use the async proxy.
+        if who.agent < 2 * self.threads || mark.agent >= 2 * self.threads {
+            return self.sees(mark.block, mark.agent, mark.clock);
+        }
+        if mark.block == self.block {
+            self.view.local.proxy_covers(mark.agent, mark.clock)
+        } else {
+            let foreign = self.view.foreign.iter().find(|(b, _)| *b == mark.block);
+            foreign.is_some_and(|(_, clocks)| clocks.proxy_covers(mark.agent, mark.clock))
+        }
+    }
+
+    /// `fence.proxy.async`: what this thread has done or seen, the async proxy may see.
+    pub(crate) fn proxy_fence(&mut self) {
+        let mut view = (*self.view).clone();
+        let (me, copier) = (usize::from(self.thread), usize::from(self.threads + self.thread));
+        view.local.proxy_fence();
+        raise(&mut view.local.proxied, me, self.own);
+        raise(&mut view.local.proxied, copier, self.waited);
+        view.foreign.iter_mut().for_each(|(_, clocks)| Rc::make_mut(clocks).proxy_fence());
+        self.view = Rc::new(view);
+        self.own += 1;
+    }
+
+    /// Whether this thread has synchronised with any thread of another block.
+    pub(crate) fn has_met(&self, block: u32) -> bool {
+        self.view.foreign.iter().any(|(b, _)| *b == block)
+    }
+
+    /// Whether the block's exit, made by this thread, comes after an access that another block made.
+    pub(crate) fn knows(&self, block: u32, agent: u16, clock: u32) -> bool {
+        self.sees(block, agent, clock)
     }
 
     /// Adds what this thread knows to `view` and moves its clock on: half of every synchronisation.
@@ -147,12 +272,42 @@ impl ThreadClock {
             view.sum.join(&self.view);
             view.last = Some(self.view.clone());
         }
-        let clocks = &mut view.sum.local;
-        clocks.resize(2 * usize::from(self.threads), 0);
+        let clocks = &mut view.sum.local.seen;
+        clocks.resize(clocks.len().max(2 * usize::from(self.threads)), 0);
         let (me, copier) = (usize::from(self.thread), usize::from(self.threads + self.thread));
         clocks[me] = clocks[me].max(self.own);
         clocks[copier] = clocks[copier].max(self.waited);
         self.own += 1;
+    }
+
+    /// The same for something that lies in `block`, perhaps another block of the cluster.
+    pub(crate) fn release_in(&mut self, block: u32, view: &mut ReleaseSum) {
+        if block == self.block {
+            return self.release_to(view);
+        }
+        for (from, clocks) in self.released().by_block {
+            if from == block {
+                view.sum.local.join(&clocks);
+            } else {
+                view.sum.join_foreign(from, &clocks);
+            }
+        }
+    }
+
+    /// Takes in a view of the same block. Threads that shared one view share one afterwards.
+    pub(crate) fn join(&mut self, found: &Rc<View>, known: &mut Shared) {
+        self.view = known.step(&self.view, |view| view.join(found));
+    }
+
+    /// Takes in that an agent of the block has come so far.
+    pub(crate) fn learn(&mut self, agent: Agent, clock: u32, known: &mut Shared) {
+        let agent = usize::from(agent.index(self.threads));
+        self.view = known.step(&self.view, |view| raise(&mut view.local.seen, agent, clock));
+    }
+
+    /// Whether two threads of a block have seen the same.
+    pub(crate) fn same_view(&self, other: &ThreadClock) -> bool {
+        Rc::ptr_eq(&self.view, &other.view)
     }
 
     /// The other half: everyone who waited now shares one view.
@@ -160,7 +315,7 @@ impl ThreadClock {
         self.view = view.clone();
     }
 
-    fn released(&mut self) -> Released {
+    pub(crate) fn released(&mut self) -> Released {
         let mut sum = ReleaseSum::default();
         self.release_to(&mut sum);
         let mut by_block = sum.sum.foreign;
@@ -169,15 +324,21 @@ impl ThreadClock {
     }
 
     fn take_in(&mut self, found: &Released) {
-        let mut view = (*self.view).clone();
-        for (block, clocks) in &found.by_block {
-            if *block == self.block {
-                join_clocks(&mut view.local, clocks);
-            } else {
-                view.join_foreign(*block, clocks);
+        self.take_in_shared(found, &mut Shared::default());
+    }
+
+    /// Takes in a view of many blocks. Threads that shared one view share one afterwards.
+    pub(crate) fn take_in_shared(&mut self, found: &Released, known: &mut Shared) {
+        let own = self.block;
+        self.view = known.step(&self.view, |view| {
+            for (block, clocks) in &found.by_block {
+                if *block == own {
+                    view.local.join(clocks);
+                } else {
+                    view.join_foreign(*block, clocks);
+                }
             }
-        }
-        self.view = Rc::new(view);
+        });
     }
 
     /// `fence` or `membar`.
@@ -213,6 +374,36 @@ impl ThreadClock {
                 None => self.found = Some(found.clone()),
             }
         }
+    }
+}
+
+/// Views that have been changed in one way: the old and the new. Threads mostly share their view, and what makes views
+/// cheap is that they go on sharing it.
+#[derive(Debug, Default)]
+pub(crate) struct Shared(Vec<(Rc<View>, Rc<View>)>);
+
+impl Shared {
+    fn step(&mut self, old: &Rc<View>, change: impl FnOnce(&mut View)) -> Rc<View> {
+        if let Some((_, new)) = self.0.iter().find(|(known, _)| Rc::ptr_eq(known, old)) {
+            return new.clone();
+        }
+        let mut view = (**old).clone();
+        change(&mut view);
+        let new = Rc::new(view);
+        self.0.push((old.clone(), new.clone()));
+        new
+    }
+}
+
+impl View {
+    /// The view at a block's start.
+    pub(crate) fn start() -> Rc<View> {
+        Rc::default()
+    }
+
+    /// An agent of the block has come so far.
+    pub(crate) fn raise(&mut self, agent: u16, clock: u32) {
+        raise(&mut self.local.seen, agent.into(), clock);
     }
 }
 
@@ -330,7 +521,7 @@ impl Cells {
     fn one(&mut self, i: usize, write: bool, strong: bool, who: Who, clock: &ThreadClock) -> Result<(), (Mark, bool)> {
         let cell = &mut self.cells[i];
         let w = cell.write;
-        if w.clock != 0 && !(strong && w.strong) && !clock.sees(w.block, w.agent, w.clock) {
+        if w.clock != 0 && !(strong && w.strong) && !clock.sees_write(&w, who) {
             return Err((w, true));
         }
         let mark = Mark { block: who.block, clock: who.clock, at: who.at, agent: who.agent, strong };
@@ -380,25 +571,44 @@ impl Cells {
     fn race(&self, offset: usize, write: bool, who: Who, clock: &ThreadClock, other: (Mark, bool)) -> Box<RawFault> {
         let (mark, other_writes) = other;
         let threads = clock.threads;
-        let asynchronous = mark.agent >= threads;
-        let thread = u32::from(if asynchronous { mark.agent - threads } else { mark.agent });
         let space = if self.kind == Kind::Shared { "shared" } else { "global" };
-        let name = |writes: bool, asynchronous: bool| {
-            format!("{}{}", if asynchronous { "asynchronous " } else { "" }, if writes { "write" } else { "read" })
+        let (me, them) = (Agent::of(who.agent, threads), Agent::of(mark.agent, threads));
+        let name = |writes: bool, agent: Agent| {
+            let by = match agent {
+                Agent::Thread(_) => "",
+                Agent::Copies(_) => "asynchronous ",
+                Agent::Wgmma(_) => "wgmma ",
+                Agent::Stores(_) | Agent::Writes(_) => "bulk store's ",
+                Agent::Loads(_) => "bulk copy's ",
+            };
+            format!("{by}{}", if writes { "write" } else { "read" })
         };
-        let own_copy =
-            mark.block == who.block && asynchronous && thread == u32::from(who.thread) && who.agent < threads;
-        let (rule, why) = if own_copy {
-            (Rule::CopyNotAwaited, "the thread has not waited for its own cp.async")
-        } else if mark.block != who.block {
-            (Rule::RaceBetweenBlocks, "nothing orders the two")
-        } else {
-            (Rule::Race, "nothing orders the two")
+        let thread = match them {
+            Agent::Thread(t) | Agent::Copies(t) | Agent::Stores(t) | Agent::Writes(t) => t.into(),
+            Agent::Wgmma(w) => u32::from(w) * 128,
+            // Any thread may have issued it.
+            Agent::Loads(_) => 0,
+        };
+        let same_block = mark.block == who.block;
+        let unfenced = other_writes && me.by_async_proxy() && clock.sees(mark.block, mark.agent, mark.clock);
+        let (rule, why) = match (me, them) {
+            (Agent::Thread(a), Agent::Copies(b)) if same_block && a == b => {
+                (Rule::CopyNotAwaited, "the thread has not waited for its own cp.async")
+            }
+            (Agent::Thread(a), Agent::Stores(b) | Agent::Writes(b)) if same_block && a == b => {
+                (Rule::CopyNotAwaited, "the thread has not waited for its own bulk store")
+            }
+            (Agent::Thread(_) | Agent::Wgmma(_), Agent::Loads(_)) if other_writes && same_block => {
+                (Rule::CopyNotAwaited, "nobody has waited for the mbarrier that counts the bulk copy")
+            }
+            _ if unfenced => (Rule::ProxyFence, "no fence.proxy.async between them"),
+            _ if !same_block => (Rule::RaceBetweenBlocks, "nothing orders the two"),
+            _ => (Rule::Race, "nothing orders the two"),
         };
         let mut fault = RawFault::new(rule, format!("two accesses of {space} memory at offset {offset:#x}: {why}"))
-            .at(name(write, who.agent >= threads), who);
+            .at(name(write, me), who);
         fault.address = Some(offset as u64);
-        fault.other = Some(RawPlace { what: name(other_writes, asynchronous), at: mark.at, block: mark.block, thread });
+        fault.other = Some(RawPlace { what: name(other_writes, them), at: mark.at, block: mark.block, thread });
         fault
     }
 }
@@ -408,8 +618,7 @@ mod tests {
     use super::*;
 
     fn threads(n: u16) -> Vec<ThreadClock> {
-        let start = Rc::new(View { local: vec![0; 2 * usize::from(n)], foreign: Vec::new() });
-        (0..n).map(|t| ThreadClock::new(1, t, n, start.clone())).collect()
+        (0..n).map(|t| ThreadClock::new(1, t, n, View::start())).collect()
     }
 
     fn barrier(clocks: &mut [ThreadClock]) {

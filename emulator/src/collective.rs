@@ -1,6 +1,7 @@
 //! What the lanes of a warp do together once all have arrived.
 
 use crate::{
+    Schedule,
     decode::SHARED_BASE,
     machine::{Block, Env, thread_of},
     memory::misaligned,
@@ -82,6 +83,18 @@ pub(crate) fn execute(
                 lanes().for_each(|l| block.clocks[thread_of(warp, l)].release_to(&mut sum));
                 let view = std::rc::Rc::new(sum.sum);
                 lanes().for_each(|l| block.clocks[thread_of(warp, l)].acquire(&view));
+            }
+        }
+        Collective::Elect { d, p } => {
+            // Which lane is the hardware's choice, always the same for a mask.
+            let nth = match env.options.schedule {
+                Schedule::Random(seed) => seed % u64::from(mask.count_ones()),
+                _ => 0,
+            };
+            let leader = lanes().nth(nth as usize).unwrap_or(0);
+            for lane in lanes() {
+                block.set(slots, thread_of(warp, lane), *d, leader as u64);
+                block.set(slots, thread_of(warp, lane), *p, u64::from(lane == leader));
             }
         }
         Collective::LoadMatrix { count, transposed, base, offset, d } => {

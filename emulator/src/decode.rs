@@ -1,6 +1,8 @@
 //! From statements to operations: names become slots, opcodes and modifiers become functions. Whatever is not known
 //! here is an error that names the line; nothing is ever guessed or skipped.
 
+mod asynchronous;
+
 use std::collections::HashMap;
 
 use crate::{
@@ -193,6 +195,8 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         local_bytes: d.local as usize,
         tracked: 0,
         max_threads: function.max_threads,
+        max_registers: function.max_registers,
+        cluster: function.cluster,
         register_names: d.register_names,
     };
     crate::defined::track(&mut kernel);
@@ -494,6 +498,10 @@ impl Decoder<'_> {
                 let f: arith::Binary = |a, w| u64::from(a >= w && a < w + WINDOW);
                 Ok(Op::Binary { f, d: self.d(s, 0)?, a: self.a(s, 1, Type::B64)?, b })
             }
+            "mbarrier" | "wgmma" | "setmaxnreg" | "elect" | "mapa" | "getctarank" => self.asynchronous(s, m),
+            "cp" if s.modifiers.iter().any(|w| w == "bulk") => self.asynchronous(s, m),
+            "fence" if s.modifiers.iter().any(|w| w == "mbarrier_init" || w == "async") => self.asynchronous(s, m),
+            "barrier" if s.modifiers.iter().any(|w| w == "cluster") => self.asynchronous(s, m),
             "ld" | "ldu" => self.load(s, m),
             "st" => self.store(s, m),
             "atom" | "red" => self.atomic(s, m),
@@ -505,7 +513,7 @@ impl Decoder<'_> {
             }
             "fence" => {
                 if m.take("proxy") {
-                    m.ignore(&["alias", "async", "async::global", "async::shared::cta"]);
+                    m.ignore(&["alias"]);
                     return if m.left.is_empty() { Ok(Op::Nothing) } else { fail(s, "unsupported proxy fence") };
                 }
                 m.ignore(&["sc", "acq_rel"]);
@@ -970,10 +978,16 @@ impl Decoder<'_> {
     }
 
     fn load(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
+        if m.take("shared::cluster") {
+            return self.remote_access(s, m, true);
+        }
         Ok(Op::Load(self.access(s, m, true)?.0))
     }
 
     fn store(&mut self, s: &Statement, m: &mut Modifiers) -> Result<Op, LoadError> {
+        if m.take("shared::cluster") {
+            return self.remote_access(s, m, false);
+        }
         Ok(Op::Store(self.access(s, m, false)?.0))
     }
 

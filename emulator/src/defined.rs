@@ -44,6 +44,7 @@ impl Op {
                     Collective::Vote { d, a, .. } | Collective::Redux { d, a, .. } => rw(&[*a], &[*d]),
                     Collective::Match { d, p, a, .. } => rw(&[*a], &[*d, *p]),
                     Collective::WarpSync => {}
+                    Collective::Elect { d, p } => rw(&[], &[*d, *p]),
                     Collective::LoadMatrix { count, base, d, .. } => rw(&[*base], &d[..usize::from(*count)]),
                     Collective::Mma(x) => {
                         rw(&x.a, &[]);
@@ -51,6 +52,13 @@ impl Op {
                         rw(&x.c, &x.d);
                     }
                 }
+            }
+            Op::Machine(m) => {
+                m.a.iter().for_each(|&(slot, _)| read(slot));
+                if m.adds().is_some() {
+                    m.d.iter().for_each(|&slot| read(slot));
+                }
+                m.d.iter().for_each(|&slot| write(slot));
             }
             Op::Barrier(b) => rw(&[b.id, b.count, b.p], &[b.d]),
             Op::CopyAsync { destination, source, live, ignore, .. } => {
@@ -104,6 +112,7 @@ impl Op {
                     Collective::Vote { d, a, .. } | Collective::Redux { d, a, .. } => all(&mut [d, a]),
                     Collective::Match { d, p, a, .. } => all(&mut [d, p, a]),
                     Collective::WarpSync => {}
+                    Collective::Elect { d, p } => all(&mut [d, p]),
                     Collective::LoadMatrix { base, d, .. } => {
                         all(&mut [base]);
                         d.iter_mut().for_each(f);
@@ -114,6 +123,10 @@ impl Op {
                         }
                     }
                 }
+            }
+            Op::Machine(m) => {
+                m.d.iter_mut().for_each(&mut *f);
+                m.a.iter_mut().for_each(|(slot, _)| f(slot));
             }
             Op::Barrier(b) => all(&mut [&mut b.id, &mut b.count, &mut b.p, &mut b.d]),
             Op::CopyAsync { destination, source, live, ignore, .. } => all(&mut [destination, source, live, ignore]),
@@ -275,7 +288,12 @@ pub(crate) fn track(kernel: &mut Kernel) {
         };
         for &slot in &needs[i] {
             // The guard itself must be defined whatever it says; the operands only if the instruction runs.
-            let (g, n) = if slot == guard { (TRUE, false) } else { (guard, negated) };
+            let (g, n) = match &instruction.op {
+                _ if slot == guard => (TRUE, false),
+                // A wgmma reads its accumulators only if it adds to them.
+                Op::Machine(m) if m.adds().is_some() && m.d.contains(&slot) => (m.adds().unwrap_or(TRUE), false),
+                _ => (guard, negated),
+            };
             if let Some(bit) = bit(slot) {
                 let name = kernel.register_names.iter().position(|(s, _)| *s == slot).unwrap_or(0) as u32;
                 push(kernel, Instruction { op: Op::NeedDefined { slot, bit, name }, guard: g, negated: n });

@@ -101,12 +101,19 @@ pub struct Grid {
     pub shared_bytes: u32,
     /// All blocks are on the machine at the same time and may wait for each other.
     pub cooperative: bool,
+    /// Blocks of a cluster in x, y and z; the grid is a multiple of it.
+    pub cluster: [u32; 3],
 }
 
 impl Grid {
     /// A one-dimensional launch.
     pub fn linear(blocks: u32, threads: u32, shared_bytes: u32) -> Grid {
-        Grid { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes, cooperative: false }
+        Grid { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes, cooperative: false, cluster: [1; 3] }
+    }
+
+    /// The same in clusters.
+    pub fn clusters(self, cluster: [u32; 3]) -> Grid {
+        Grid { cluster, ..self }
     }
 }
 
@@ -305,6 +312,14 @@ impl Device {
         if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u32 || gy > 65535 || gz > 65535 || bz > 64 {
             return Err(refuse(format!("a grid of {gx} x {gy} x {gz} blocks")));
         }
+        let size = grid.cluster.iter().map(|&n| u64::from(n)).product::<u64>();
+        if !(1..=8).contains(&size) || (0..3).any(|i| grid.grid[i] % grid.cluster[i] != 0) {
+            let [x, y, z] = grid.cluster;
+            return Err(refuse(format!("clusters of {x} x {y} x {z} blocks: at most 8, and the grid a multiple")));
+        }
+        if let Some(want) = k.cluster.filter(|want| *want != grid.cluster) {
+            return Err(refuse(format!("the kernel was compiled for clusters of {want:?} blocks")));
+        }
         let aligned = k.static_shared.next_multiple_of(k.dynamic_align.max(1));
         let start = if grid.shared_bytes > 0 { aligned } else { k.static_shared };
         let shared_bytes = start.saturating_add(grid.shared_bytes);
@@ -356,6 +371,7 @@ impl Device {
             wavefronts: 0,
             grid: grid.grid,
             block: grid.block,
+            cluster: grid.cluster,
         };
         let symbol = |i: u32| symbols.get(&(module.id, i)).copied().unwrap_or(0);
         match machine::run_grid(&mut env, resident, shared_bytes, &symbol) {

@@ -1,12 +1,11 @@
 //! One thread, until it must wait.
 
 use crate::{
-    Asynchronous,
     arith::{bit_insert, lop3, low, sign_extend},
     clocks::{ThreadClock, Who},
     collective::shared_offset,
     decode::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW},
-    machine::{Block, Copy, Env, Thread},
+    machine::{Block, Copy, Env, Thread, lands_now},
     memory::{Global, Stretch, misaligned},
     parse::Space,
     program::*,
@@ -21,6 +20,8 @@ pub(crate) enum Stop {
     Preempted,
     Meeting,
     Barrier,
+    /// At an operation that the machine executes.
+    Machine,
     Done,
 }
 
@@ -41,6 +42,8 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
     let clock = &mut block.clocks[t];
     let shared = &mut block.shared;
     let local = &mut block.local[t * kernel.local_bytes..(t + 1) * kernel.local_bytes];
+    // Registers that wgmma has in hand are rare, and change at operations of the machine only.
+    let watch = env.options.check_races && !thread.in_flight.is_empty();
     let mut pc = thread.pc as usize;
     let mut left = slice;
 
@@ -58,6 +61,12 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
         if instruction.guard != TRUE && (r!(instruction.guard) != 0) == instruction.negated {
             pc += 1;
             continue;
+        }
+        if watch {
+            thread
+                .in_flight
+                .check(&instruction.op)
+                .map_err(|message| RawFault::new(Rule::Wgmma, message).at("register access", clock.who(pc as u32)))?;
         }
         match &instruction.op {
             Op::Move { d, a } => r!(*d) = r!(*a),
@@ -149,6 +158,7 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
             }
             Op::Clock { d, mask } => r!(*d) = (env.executed + thread.executed + slice - left) & mask,
             Op::Meet(_) => break Stop::Meeting,
+            Op::Machine(_) => break Stop::Machine,
             Op::Barrier(_) => break Stop::Barrier,
             Op::CopyAsync { destination, to, source, from, bytes, live, ignore } => {
                 let at = r!(*destination).wrapping_add(*to as i64 as u64) & 0xFFFF_FFFF;
@@ -178,12 +188,7 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 }
                 shared.check_write(to, n, false, who, clock)?;
                 let copy = Copy { to, from, bytes: *bytes, live: live as u8, at: pc as u32 };
-                let now = match env.options.asynchronous {
-                    Asynchronous::Late => false,
-                    Asynchronous::AtOnce => true,
-                    Asynchronous::Random => env.rng.below(2) == 0,
-                };
-                if now {
+                if lands_now(env) {
                     land(env.global, shared, &copy)?;
                     // It stays on the books, with nothing left to do, until it is waited for.
                     thread.open.push(Copy { bytes: 0, ..copy });

@@ -18,11 +18,14 @@ mod program;
 mod report;
 mod rng;
 mod slots;
+mod tensor_map;
+mod wgmma;
 
 pub use device::{
     Argument, Asynchronous, Bytes, Device, DevicePointer, Grid, LaunchStats, Module, Options, Rounding, Schedule,
 };
 pub use report::{Fault, Place, Rule};
+pub use tensor_map::{Swizzle, TensorElement, TensorMap, TensorMapError};
 
 /// PTX that cannot be run: the line and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

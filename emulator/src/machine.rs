@@ -1,12 +1,17 @@
 //! A block of threads, and the launch that runs blocks to their end.
 
+mod bulk;
+mod cluster;
+mod mbarrier;
+mod warpgroup;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     rc::Rc,
 };
 
 use crate::{
-    Options, Schedule,
+    Asynchronous, Options, Schedule,
     clocks::{Kind, ReleaseSum, Released, ThreadClock, View},
     decode::SHARED_BASE,
     interp::{self, Stop},
@@ -14,7 +19,14 @@ use crate::{
     program::*,
     report::{RawFault, RawPlace, Rule},
     rng::Rng,
+    wgmma::{InFlight, Warpgroup},
 };
+
+use bulk::{BulkLoad, BulkStores};
+use cluster::ClusterBarrier;
+use mbarrier::Mbarrier;
+
+type Outcome<T> = Result<T, Box<RawFault>>;
 
 /// What a thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +36,26 @@ pub(crate) enum State {
     Meeting,
     /// Waits at this barrier of its block.
     Barrier(u8),
+    /// Waits for the rest of its warpgroup.
+    Warpgroup,
+    /// Waits for a phase of the mbarrier at this offset of its block's shared memory.
+    Mbarrier(u32),
+    /// Waits for the rest of its cluster.
+    Cluster,
+    /// Waits for so many registers to be given back by other warpgroups.
+    Registers(u32),
     Done,
+}
+
+/// What becomes of a thread after an operation of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It goes on behind the operation.
+    Continue,
+    /// So it does, when the others had their turn: it may be polling.
+    Yield,
+    /// It waits, at the operation.
+    Wait,
 }
 
 /// A `cp.async` on its way.
@@ -46,6 +77,10 @@ pub(crate) struct Thread {
     /// Committed groups of copies, oldest first, and the open one.
     pub groups: VecDeque<Vec<Copy>>,
     pub open: Vec<Copy>,
+    pub stores: BulkStores,
+    pub in_flight: InFlight,
+    /// Cluster barriers arrived at.
+    pub cluster_arrivals: u32,
     pub executed: u64,
     pub defined: Vec<u64>,
     pub call_area: Vec<u8>,
@@ -83,6 +118,14 @@ pub(crate) struct Block {
     pub local: Vec<u8>,
     pub warps: Vec<Vec<Meet>>,
     pub barriers: Vec<Barrier>,
+    /// By offset in shared memory.
+    mbarriers: BTreeMap<u32, Mbarrier>,
+    mbarriers_made: u16,
+    warpgroups: Vec<Warpgroup>,
+    /// Registers given back by `setmaxnreg.dec`.
+    free_registers: u32,
+    /// What other blocks of the cluster did to this block's shared memory: block, agent, its clock, where, thread.
+    visits: Vec<crate::clocks::Who>,
     live: usize,
 }
 
@@ -101,6 +144,16 @@ pub(crate) struct Env<'a> {
     pub wavefronts: u64,
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    pub cluster: [u32; 3],
+}
+
+/// Whether asynchronous work that is issued now lands now.
+pub(crate) fn lands_now(env: &mut Env) -> bool {
+    match env.options.asynchronous {
+        Asynchronous::Late => false,
+        Asynchronous::AtOnce => true,
+        Asynchronous::Random => env.rng.below(2) == 0,
+    }
 }
 
 /// Index of a warp's thread.
@@ -116,7 +169,11 @@ impl Block {
         for &(slot, value) in constants {
             template[usize::from(slot)] = value;
         }
-        let [bx, by, bz] = crate::report::coordinates(serial - 1, env.grid);
+        let at = crate::report::coordinates(serial - 1, env.grid);
+        let [bx, by, bz] = at;
+        let size = env.cluster;
+        let [cx, cy, cz] = [0, 1, 2].map(|i| at[i] % size[i]);
+        let clusters = [0, 1, 2].map(|i| env.grid[i] / size[i]);
         let mut registers = Vec::with_capacity(kernel.slots * count as usize);
         for t in 0..count {
             let [x, y, z] = crate::report::coordinates(t, env.block);
@@ -147,9 +204,21 @@ impl Block {
                 shared_bytes - kernel.static_shared,
                 shared_bytes,
                 0,
-                serial - 1,
-                0,
-                1,
+                bx / size[0],
+                by / size[1],
+                bz / size[2],
+                clusters[0],
+                clusters[1],
+                clusters[2],
+                cx,
+                cy,
+                cz,
+                size[0],
+                size[1],
+                size[2],
+                cx + size[0] * (cy + size[1] * cz),
+                size.iter().product(),
+                u32::from(kernel.cluster.is_some() || size != [1, 1, 1]),
                 0,
             ];
             for (slot, value) in template.iter_mut().zip(special) {
@@ -163,11 +232,14 @@ impl Block {
             calls: Vec::new(),
             groups: VecDeque::new(),
             open: Vec::new(),
+            stores: BulkStores::default(),
+            in_flight: InFlight::default(),
+            cluster_arrivals: 0,
             executed: 0,
             defined: vec![0; kernel.tracked.div_ceil(64)],
             call_area: vec![0; kernel.call_bytes],
         };
-        let start = Rc::new(View { local: vec![0; 2 * count as usize], foreign: Vec::new() });
+        let start = View::start();
         let (races, written) = (env.options.check_races, env.options.check_uninitialised);
         Block {
             serial,
@@ -178,6 +250,17 @@ impl Block {
             local: vec![0xFF; kernel.local_bytes * count as usize],
             warps: vec![Vec::new(); (count as usize).div_ceil(32)],
             barriers: (0..16).map(|_| Barrier::default()).collect(),
+            mbarriers: BTreeMap::new(),
+            mbarriers_made: 0,
+            warpgroups: vec![
+                Warpgroup {
+                    registers: warpgroup::registers_at_launch(kernel, count),
+                    ..Warpgroup::default()
+                };
+                count.div_ceil(128) as usize
+            ],
+            free_registers: 0,
+            visits: Vec::new(),
             live: count as usize,
         }
     }
@@ -203,10 +286,16 @@ impl Block {
 
 struct Machine<'e, 'a> {
     env: &'e mut Env<'a>,
+    /// Blocks of a cluster stand together, by rank.
     blocks: Vec<Block>,
     queue: VecDeque<(u32, u32)>,
+    /// The next cluster, and how many there are.
     next: u32,
     total: u32,
+    /// Of each cluster on the machine.
+    cluster_barriers: Vec<ClusterBarrier>,
+    /// Bulk loads on their way, in the order of their issue.
+    loads: VecDeque<BulkLoad>,
     constants: Vec<(Slot, u64)>,
     shared_bytes: u32,
 }
@@ -232,34 +321,59 @@ pub(crate) fn run_grid(
             (slot, value)
         })
         .collect();
-    let total = env.grid.iter().product();
-    let mut m = Machine { env, blocks: Vec::new(), queue: VecDeque::new(), next: 0, total, constants, shared_bytes };
-    for _ in 0..resident.clamp(1, total.max(1)) {
-        m.start_block(None);
+    let size = env.cluster.iter().product::<u32>();
+    let total = env.grid.iter().product::<u32>() / size;
+    let mut m = Machine {
+        env,
+        blocks: Vec::new(),
+        queue: VecDeque::new(),
+        next: 0,
+        total,
+        cluster_barriers: Vec::new(),
+        loads: VecDeque::new(),
+        constants,
+        shared_bytes,
+    };
+    for _ in 0..(resident / size).clamp(1, total.max(1)) {
+        m.start_cluster(None);
     }
     m.run()
 }
 
 impl Machine<'_, '_> {
-    /// Puts the next block of the grid on the machine, in a free place or a new one.
-    fn start_block(&mut self, place: Option<usize>) {
+    fn cluster_size(&self) -> usize {
+        self.env.cluster.iter().product::<u32>() as usize
+    }
+
+    /// Puts the next cluster of the grid on the machine, in a free place or a new one. Mostly it is one block.
+    fn start_cluster(&mut self, place: Option<usize>) {
         if self.next == self.total {
             return;
         }
+        let (grid, size) = (self.env.grid, self.env.cluster);
+        let cluster = crate::report::coordinates(self.next, [0, 1, 2].map(|i| grid[i] / size[i]));
         self.next += 1;
-        let block = Block::new(self.env, &self.constants, self.next, self.shared_bytes);
-        let place = match place {
-            Some(place) => {
-                self.blocks[place] = block;
-                place
-            }
-            None => {
+        let ranks = self.cluster_size();
+        let first = place.unwrap_or(self.blocks.len());
+        for rank in 0..ranks {
+            let within = crate::report::coordinates(rank as u32, size);
+            let [x, y, z] = [0, 1, 2].map(|i| cluster[i] * size[i] + within[i]);
+            let serial = 1 + x + grid[0] * (y + grid[1] * z);
+            let block = Block::new(self.env, &self.constants, serial, self.shared_bytes);
+            if place.is_some() {
+                self.blocks[first + rank] = block;
+            } else {
                 self.blocks.push(block);
-                self.blocks.len() - 1
             }
-        };
-        let count = self.blocks[place].threads.len() as u32;
-        self.queue.extend((0..count).map(|t| (place as u32, t)));
+            let count = self.blocks[first + rank].threads.len() as u32;
+            self.queue.extend((0..count).map(|t| ((first + rank) as u32, t)));
+        }
+        let barrier = ClusterBarrier::default();
+        if place.is_some() {
+            self.cluster_barriers[first / ranks] = barrier;
+        } else {
+            self.cluster_barriers.push(barrier);
+        }
     }
 
     fn pick(&mut self) -> Option<(u32, u32)> {
@@ -273,23 +387,108 @@ impl Machine<'_, '_> {
         }
     }
 
-    fn run(&mut self) -> Result<(), Box<RawFault>> {
-        while let Some((b, t)) = self.pick() {
-            let (b, t) = (b as usize, t as usize);
-            match interp::run(self.env, &mut self.blocks[b], t)? {
-                Stop::Preempted => match self.env.options.schedule {
-                    Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
-                    _ => self.queue.push_back((b as u32, t as u32)),
-                },
-                Stop::Meeting => self.meet(b, t)?,
-                Stop::Barrier => self.barrier(b, t)?,
-                Stop::Done => self.done(b, t)?,
+    fn run(&mut self) -> Outcome<()> {
+        loop {
+            while let Some((b, t)) = self.pick() {
+                self.turn(b as usize, t as usize)?;
+            }
+            if self.blocks.iter().all(|b| b.live == 0) {
+                return Ok(());
+            }
+            // Bulk copies that land late have waited for everybody to wait for them.
+            if !self.land_one(None)? {
+                return Err(self.stuck());
             }
         }
-        if self.blocks.iter().all(|b| b.live == 0) {
+    }
+
+    /// A thread's turn.
+    fn turn(&mut self, b: usize, t: usize) -> Outcome<()> {
+        loop {
+            let stop = interp::run(self.env, &mut self.blocks[b], t)?;
+            match stop {
+                Stop::Preempted => self.requeue(b, t),
+                Stop::Meeting => self.meet(b, t)?,
+                Stop::Barrier => self.barrier(b, t)?,
+                Stop::Machine => {
+                    let next = self.machine_op(b, t)?;
+                    if next != Next::Wait {
+                        self.blocks[b].threads[t].pc += 1;
+                    }
+                    let mixed = matches!(self.env.options.schedule, Schedule::Random(_));
+                    match next {
+                        Next::Continue if !mixed => continue,
+                        Next::Continue | Next::Yield => self.requeue(b, t),
+                        Next::Wait => {}
+                    }
+                }
+                Stop::Done => self.done(b, t)?,
+            }
             return Ok(());
         }
-        Err(self.stuck())
+    }
+
+    fn requeue(&mut self, b: usize, t: usize) {
+        match self.env.options.schedule {
+            Schedule::LastIn => self.queue.push_front((b as u32, t as u32)),
+            _ => self.queue.push_back((b as u32, t as u32)),
+        }
+    }
+
+    /// What a thread cannot do by itself.
+    fn machine_op(&mut self, b: usize, t: usize) -> Outcome<Next> {
+        let kernel = self.env.kernel;
+        let Op::Machine(op) = &kernel.code[self.blocks[b].threads[t].pc as usize].op else { return Ok(Next::Continue) };
+        match &op.kind {
+            MachineKind::MbarrierInit => self.mbarrier_init(b, t, op),
+            MachineKind::MbarrierInvalidate => self.mbarrier_invalidate(b, t, op),
+            MachineKind::Arrive { count, bytes, release, remote } => {
+                self.mbarrier_arrive(b, t, op, (*count, *bytes, *release, *remote))
+            }
+            MachineKind::ExpectBytes { remote } => self.mbarrier_expect(b, t, op, *remote),
+            MachineKind::Wait { parity, suspend, acquire } => {
+                self.mbarrier_wait(b, t, op, (*parity, *suspend, *acquire))
+            }
+            MachineKind::TensorLoad { rank, multicast } => self.tensor_load(b, t, op, *rank, *multicast),
+            MachineKind::TensorStore { rank } => self.tensor_store(b, t, op, *rank),
+            MachineKind::BulkLoad { multicast } => self.bulk_load(b, t, op, *multicast),
+            MachineKind::BulkStore => self.bulk_store(b, t, op),
+            MachineKind::BulkToPeer => self.bulk_to_peer(b, t, op),
+            MachineKind::BulkCommit => self.bulk_commit(b, t),
+            MachineKind::BulkWait { pending, read } => self.bulk_wait(b, t, *pending, *read),
+            MachineKind::ProxyFence => self.proxy_fence(b, t),
+            MachineKind::MbarrierInitFence => self.mbarrier_init_fence(b, t),
+            MachineKind::Wgmma(_)
+            | MachineKind::WgmmaFence
+            | MachineKind::WgmmaCommit
+            | MachineKind::WgmmaWait { .. }
+            | MachineKind::SetMaxRegisters { .. } => self.warpgroup(b, t, op),
+            MachineKind::ClusterArrive { release } => self.cluster_arrive(b, t, *release),
+            MachineKind::ClusterWait { acquire } => self.cluster_wait(b, t, *acquire),
+            MachineKind::RemoteLoad(access) => self.remote_load(b, t, op, access),
+            MachineKind::RemoteStore(access) => self.remote_store(b, t, op, access),
+        }
+    }
+
+    /// What operand `i` of the operation is for a thread.
+    fn operand(&self, b: usize, t: usize, op: &MachineOp, i: usize) -> u64 {
+        let (slot, offset) = op.a[i];
+        self.blocks[b].register(self.env.kernel.slots, t, slot).wrapping_add(offset as i64 as u64)
+    }
+
+    fn pc(&self, b: usize, t: usize) -> u32 {
+        self.blocks[b].threads[t].pc
+    }
+
+    fn fault(&self, b: usize, t: usize, rule: Rule, what: &str, message: impl Into<String>) -> Box<RawFault> {
+        let mut fault = RawFault::new(rule, message);
+        fault.here = Some(self.blocks[b].place(t, self.pc(b, t), what));
+        fault
+    }
+
+    /// Whether asynchronous work that is issued now lands now.
+    fn lands_now(&mut self) -> bool {
+        lands_now(self.env)
     }
 
     fn wake(&mut self, b: usize, t: usize) {
@@ -310,9 +509,13 @@ impl Machine<'_, '_> {
             fault.here = Some(block.place(t, copy.at, "cp.async"));
             return Err(fault);
         }
+        self.end_of_stores(b, t)?;
+        self.end_of_warpgroup(b, t)?;
+        self.end_in_cluster(b, t)?;
+        let block = &mut self.blocks[b];
         block.live -= 1;
         if block.live == 0 {
-            self.start_block(Some(b));
+            self.end_of_block(b, t)?;
         }
         Ok(())
     }
@@ -536,6 +739,22 @@ impl Machine<'_, '_> {
                 lines.push(match state {
                     State::Done => format!("threads {who} have returned"),
                     State::Ready => format!("threads {who} could run"),
+                    State::Mbarrier(offset) => {
+                        let m = block.mbarriers.get(&offset).map_or_else(String::new, Mbarrier::describe);
+                        format!(
+                            "threads {who} wait for the mbarrier at shared offset {offset:#x} ({m}) at source line {source} (PTX line {line})"
+                        )
+                    }
+                    State::Warpgroup => format!(
+                        "threads {who} wait for the rest of their warpgroup at source line {source} (PTX line {line})"
+                    ),
+                    State::Cluster => {
+                        format!("threads {who} wait for their cluster at source line {source} (PTX line {line})")
+                    }
+                    State::Registers(need) => format!(
+                        "threads {who} wait for {need} registers, {} are free, at source line {source} (PTX line {line})",
+                        block.free_registers
+                    ),
                     State::Meeting => {
                         format!("threads {who} wait for lanes of their warp at source line {source} (PTX line {line})")
                     }

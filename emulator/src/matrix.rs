@@ -17,7 +17,7 @@ pub(crate) struct Shape {
 pub(crate) type Fragment = [[u32; 4]; 32];
 
 /// The NaN that tensor cores give.
-const NAN: u32 = 0x7FFF_FFFF;
+pub(crate) const NAN: u32 = 0x7FFF_FFFF;
 
 impl Shape {
     /// `types` are those of d, a, b and c.
@@ -124,7 +124,7 @@ impl Shape {
 }
 
 /// A pessimistic tensor core: every term is aligned to the largest, cut to two bits below f32's, summed, and cut to f32.
-fn truncated(c: f32, terms: impl Iterator<Item = f64> + Clone) -> f32 {
+pub(crate) fn truncated(c: f32, terms: impl Iterator<Item = f64> + Clone) -> f32 {
     let exponent = |v: f64| (v.to_bits() >> 52 & 0x7FF) as i32 - 1023;
     let top = terms.clone().chain([c.into()]).filter(|v| *v != 0.0 && v.is_finite()).map(exponent).max();
     let Some(top) = top else { return c + terms.sum::<f64>() as f32 };

@@ -53,6 +53,11 @@ pub(crate) enum Operand {
         base: Box<Operand>,
         offset: i64,
     },
+    /// `[base, {x, y}]`: a place in a tensor
+    Tensor {
+        base: Box<Operand>,
+        coordinates: Vec<Operand>,
+    },
     /// `{a, b}`, and `(a, b)` of a call
     List(Vec<Operand>),
     /// `%r1|%p1`
@@ -95,6 +100,10 @@ pub(crate) struct Function {
     pub body: Vec<Item>,
     /// `.maxntid`: the largest block this kernel was compiled for.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`
+    pub max_registers: Option<u32>,
+    /// `.reqnctapercluster`: the size of a cluster that this kernel was compiled for.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// A parsed module.
@@ -185,8 +194,9 @@ fn operand(text: &str) -> Option<Operand> {
         return split_commas(inner).into_iter().map(operand).collect::<Option<_>>().map(Operand::List);
     }
     if let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
-        if inner.contains(',') {
-            return None; // tensor coordinates: Hopper
+        if let Some((base, coordinates)) = inner.split_once(',') {
+            let Operand::List(coordinates) = operand(coordinates)? else { return None };
+            return Some(Operand::Tensor { base: Box::new(operand(base)?), coordinates });
         }
         let (base, offset) = match inner.split_once('+') {
             Some((base, offset)) => (base, integer(offset.trim())? as i64),
@@ -355,11 +365,17 @@ fn header(text: &str, line: u32) -> Result<Function, LoadError> {
         }
         None => (rest, Vec::new(), ""),
     };
-    let max_threads = attributes.split_once(".maxntid").map(|(_, after)| {
+    let attribute = |name: &str| -> Option<Vec<u32>> {
+        let (_, after) = attributes.split_once(name)?;
         let end = after.find('.').unwrap_or(after.len());
-        after[..end].split(',').filter_map(|n| n.trim().parse::<u32>().ok()).product()
-    });
-    Ok(Function { name: name.trim().to_string(), entry, returns, params, body: Vec::new(), max_threads })
+        Some(after[..end].split(',').filter_map(|n| n.trim().parse().ok()).collect())
+    };
+    let max_threads = attribute(".maxntid").or_else(|| attribute(".reqntid")).map(|n| n.iter().product());
+    let max_registers = attribute(".maxnreg").and_then(|n| n.first().copied());
+    let size = |n: Vec<u32>| [0, 1, 2].map(|i| n.get(i).copied().unwrap_or(1));
+    let cluster = attribute(".reqnctapercluster").map(size);
+    let name = name.trim().to_string();
+    Ok(Function { name, entry, returns, params, body: Vec::new(), max_threads, max_registers, cluster })
 }
 
 struct Cursor<'a> {
@@ -528,7 +544,14 @@ mod tests {
             Some(Operand::Address { base: Box::new(Operand::Name("%rd1".into())), offset: -16 })
         );
         assert_eq!(operand("{%r1, _}"), Some(Operand::List(vec![Operand::Name("%r1".into()), Operand::Sink])));
-        assert_eq!(operand("[%rd1, {%r1}]"), None);
+        assert_eq!(
+            operand("[%rd1, {%r1, 2}]"),
+            Some(Operand::Tensor {
+                base: Box::new(Operand::Name("%rd1".into())),
+                coordinates: vec![Operand::Name("%r1".into()), Operand::Integer(2)]
+            })
+        );
+        assert_eq!(operand("[%rd1, %r1]"), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
 pub(crate) type Slot = u16;
 
 /// The special registers, in the order of their slots.
-pub(crate) const SPECIAL: [&str; 29] = [
+pub(crate) const SPECIAL: [&str; 41] = [
     "%tid.x",
     "%tid.y",
     "%tid.z",
@@ -41,8 +41,20 @@ pub(crate) const SPECIAL: [&str; 29] = [
     "%total_smem_size",
     "%gridid",
     "%clusterid.x",
+    "%clusterid.y",
+    "%clusterid.z",
+    "%nclusterid.x",
+    "%nclusterid.y",
+    "%nclusterid.z",
+    "%cluster_ctaid.x",
+    "%cluster_ctaid.y",
+    "%cluster_ctaid.z",
+    "%cluster_nctaid.x",
+    "%cluster_nctaid.y",
+    "%cluster_nctaid.z",
     "%cluster_ctarank",
     "%cluster_nctarank",
+    "%is_explicit_cluster",
     "%tid",
 ];
 
@@ -134,6 +146,7 @@ pub(crate) enum Collective {
     Redux { f: Binary, d: Slot, a: Slot },
     Match { all: bool, d: Slot, p: Slot, a: Slot },
     WarpSync,
+    Elect { d: Slot, p: Slot },
     LoadMatrix { count: u8, transposed: bool, base: Slot, offset: i32, d: [Slot; 4] },
     Mma(Mma),
 }
@@ -168,6 +181,96 @@ pub(crate) struct BarrierOp {
     pub d: Slot,
     pub p: Slot,
     pub negate: bool,
+}
+
+/// What the machine does for a thread: it concerns asynchronous work, a warpgroup or other blocks of the cluster.
+///
+/// `a` in the comments is the list of operands that are read.
+#[derive(Clone, Debug)]
+pub(crate) enum MachineKind {
+    /// a: address, count
+    MbarrierInit,
+    /// a: address
+    MbarrierInvalidate,
+    /// a: address, then `count` and `bytes` as far as given; d: the state, if asked for
+    Arrive {
+        count: bool,
+        bytes: bool,
+        release: bool,
+        remote: bool,
+    },
+    /// a: address, bytes
+    ExpectBytes {
+        remote: bool,
+    },
+    /// a: address, parity or state; d: whether the phase is over. `suspend` may wait for it.
+    Wait {
+        parity: bool,
+        suspend: bool,
+        acquire: bool,
+    },
+    /// a: shared address, tensor map, mbarrier, coordinates, the mask of blocks if multicast
+    TensorLoad {
+        rank: u8,
+        multicast: bool,
+    },
+    /// a: tensor map, shared address, coordinates
+    TensorStore {
+        rank: u8,
+    },
+    /// a: shared address, global address, bytes, mbarrier, the mask of blocks if multicast
+    BulkLoad {
+        multicast: bool,
+    },
+    /// a: global address, shared address, bytes
+    BulkStore,
+    /// a: shared address in the cluster, own shared address, bytes, mbarrier
+    BulkToPeer,
+    BulkCommit,
+    /// `read` waits until shared memory has been read only.
+    BulkWait {
+        pending: u32,
+        read: bool,
+    },
+    ProxyFence,
+    MbarrierInitFence,
+    /// d: accumulators; a: descriptor or four registers of A, descriptor of B, whether to add to the accumulators
+    Wgmma(crate::wgmma::Shape),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: u32,
+    },
+    SetMaxRegisters {
+        increase: bool,
+        count: u32,
+    },
+    ClusterArrive {
+        release: bool,
+    },
+    ClusterWait {
+        acquire: bool,
+    },
+    /// a: address of another block's shared memory
+    RemoteLoad(Access),
+    /// a: address of another block's shared memory
+    RemoteStore(Access),
+}
+
+/// An operation of the machine and its operands: slots to write, and slots to read with what is added to each.
+#[derive(Clone, Debug)]
+pub(crate) struct MachineOp {
+    pub name: String,
+    pub kind: MachineKind,
+    pub d: Vec<Slot>,
+    pub a: Vec<(Slot, i32)>,
+}
+
+impl MachineOp {
+    /// The slot that says whether a wgmma adds to its accumulators.
+    pub(crate) fn adds(&self) -> Option<Slot> {
+        if let MachineKind::Wgmma(_) = self.kind { self.a.last().map(|&(slot, _)| slot) } else { None }
+    }
 }
 
 /// One operation.
@@ -265,6 +368,7 @@ pub(crate) enum Op {
         mask: u64,
     },
     Meet(Box<Meeting>),
+    Machine(Box<MachineOp>),
     Barrier(Box<BarrierOp>),
     /// `destination` in shared memory, `source` in global memory.
     CopyAsync {
@@ -353,6 +457,10 @@ pub(crate) struct Kernel {
     /// How many slots are tracked at run time because a path may read them undefined.
     pub tracked: usize,
     pub max_threads: Option<u32>,
+    /// `.maxnreg`
+    pub max_registers: Option<u32>,
+    /// `.reqnctapercluster`
+    pub cluster: Option<[u32; 3]>,
     /// Names for reports of undefined reads.
     pub register_names: Vec<(Slot, String)>,
 }

@@ -18,8 +18,21 @@ pub enum Rule {
     Race,
     /// Like `Race`, between two blocks.
     RaceBetweenBlocks,
-    /// The data of a `cp.async` used, or the thread's end reached, before the wait that makes it visible.
+    /// The data of a `cp.async` or bulk copy used, or the thread's end reached, before the wait that makes it visible.
     CopyNotAwaited,
+    /// wgmma or a bulk copy touches what the generic proxy wrote, or an mbarrier's initialisation, without a fence of
+    /// the proxies between them.
+    ProxyFence,
+    /// An mbarrier that is used before `init`, initialised twice, or arrived at too often.
+    Mbarrier,
+    /// Registers of a wgmma touched before its wait, no `wgmma.fence` before it, or threads that disagree on it.
+    Wgmma,
+    /// A tensor map that is none, or that does not fit the instruction.
+    TensorMap,
+    /// `setmaxnreg` with a number that is not allowed, or more than the block has.
+    Registers,
+    /// Shared memory of a block of the cluster that has ended, or may have.
+    DepartedBlock,
     /// Lanes of one warp, or threads of one block, at different places where they must meet.
     Divergence,
     /// A collective's mask that leaves out the executing lane, names absent lanes or differs between lanes.

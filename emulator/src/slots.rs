@@ -72,6 +72,15 @@ pub(crate) fn share(kernel: &mut Kernel) {
         touched.into_iter().for_each(|s| extend(s.into(), i));
     }
 
+    // What wgmma reads and writes while the code goes on stays for itself.
+    for c in code {
+        if let Op::Machine(m) = &c.op
+            && m.adds().is_some()
+        {
+            m.d.iter().chain(m.a.iter().map(|(slot, _)| slot)).for_each(|&s| extend(s.into(), code.len()));
+        }
+    }
+
     // Special registers and constants keep slots of their own, in front.
     let mut place: Vec<Slot> = vec![SINK; n];
     (0..FIRST_FREE).for_each(|s| place[usize::from(s)] = s);

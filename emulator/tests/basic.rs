@@ -43,8 +43,7 @@ fn transpose_through_two_buffers() {
             let mut d = Device::new(options.clone());
             let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
             let (px, py) = (d.upload(&x), d.alloc(4 * rows * columns));
-            let grid =
-                Grid { grid: [rows.div_ceil(32) as u32, 1, 1], block: [32, 8, 1], shared_bytes: 0, cooperative: false };
+            let grid = Grid { grid: [rows.div_ceil(32) as u32, 1, 1], block: [32, 8, 1], ..Grid::linear(1, 1, 0) };
             let arguments = [px.into(), py.into(), (rows as i32).into(), (columns as i32).into()];
             d.launch(&m, "transpose", grid, &arguments).unwrap();
             let y: Vec<f32> = d.download(py, rows * columns).unwrap();
@@ -156,7 +155,7 @@ fn every_synchronisation_is_needed() {
     let sums = [sum(0), sum(1), sum(2)];
     let square: Vec<i32> = (0..70 * 70).collect();
     let turned: Vec<i32> = (0..70 * 70).map(|i| i % 70 * 70 + i / 70).collect();
-    let tile = Grid { grid: [3, 1, 1], block: [32, 8, 1], shared_bytes: 0, cooperative: false };
+    let tile = Grid { grid: [3, 1, 1], block: [32, 8, 1], ..Grid::linear(1, 1, 0) };
     let ones = [1i32; 7];
     // Eleven rounds: nvcc unrolls by four, and the rest has code of its own.
     let handed: Vec<i32> = (0..352).map(|i| (i ^ 1) + i / 32).collect();

@@ -43,7 +43,7 @@ impl Case {
             grid: [self.n.div_ceil(64) as u32, self.m.div_ceil(64) as u32, 1],
             block: [128, 1, 1],
             shared_bytes: 3 * 2 * 64 * 32 * 2,
-            cooperative: false,
+            ..Grid::linear(1, 1, 0)
         };
         let ld = self.k.next_multiple_of(8) as i32;
         let numbers = [self.m as i32, self.n as i32, self.k as i32, ld, ld];

@@ -16,8 +16,12 @@ mkdir -p "$out"
 for source in kernels/*.cu ../../kernels/conformance.cu; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .cu)
+  case $name in
+  hopper*) arch=compute_90a ;;
+  *) arch=compute_80 ;;
+  esac
   # The paths of headers would differ between machines: file names only.
-  "$nvcc" -std=c++17 -ptx -lineinfo -arch=compute_80 -Ikernels -o - "$source" |
+  "$nvcc" -std=c++17 -ptx -lineinfo -arch="$arch" -Ikernels -o - "$source" |
     sed -E 's|^(\t\.file\t[0-9]+ ").*/([^/"]+")(.*)|\1\2|' > "$out/$name.ptx"
 done
 if [ "$out" != ptx ]; then
