@@ -78,8 +78,8 @@ PTX_FN uint32_t cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-/// A barrier of all threads of the cluster. It releases nothing but what `fence_mbarrier_init` does.
-PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+/// A barrier of all threads of the cluster: what was written before it arrives is seen after the wait.
+PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 PTX_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 /// Where block `rank` of the cluster has what lies at `address` here.
 PTX_FN uint32_t map_shared(uint32_t address, uint32_t rank) {

@@ -309,7 +309,7 @@ impl Core {
                 };
                 let operands = Argument::new(&map(left)?).then(&map(right)?);
                 let clusters = gemm.squares.min(multiprocessors / CLUSTER);
-                (CLUSTER * clusters, CLUSTER, THREADS + 128, operands.then(&gemm).then(epilogue).aligned(64))
+                (CLUSTER * clusters, CLUSTER, THREADS + 128, operands.then(&gemm).aligned(64).then(epilogue).aligned(64))
             }
         };
         let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));
