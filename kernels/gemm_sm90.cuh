@@ -100,8 +100,8 @@ __device__ __forceinline__ void share_piece(uint32_t target, const TensorMap& ma
 /// The copying thread: fills stages with the operands of all this block's tiles.
 template <Major LEFT, Major RIGHT>
 __device__ __forceinline__ void produce(const Gemm& p, uint32_t shared, uint32_t rank) {
-    prefetch_tensor_map(&p.left);
-    prefetch_tensor_map(&p.right);
+    // Operands without elements have no map.
+    if (p.depth > 0) prefetch_tensor_map(&p.left), prefetch_tensor_map(&p.right);
     Ring ring;
     for (Squares squares; squares.next(p);) {
         const int row0 = squares.row_index * TILE, col0 = squares.col_index * TILE;
@@ -200,8 +200,6 @@ __device__ __forceinline__ void consume(const Gemm& p, const Epilogue& epilogue,
 template <class T, Major LEFT, Major RIGHT, class Epilogue>
 __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
     const uint32_t shared = shared_address(shared_memory), rank = cluster_rank();
-    // The compiler sees that it is the same in the whole warp.
-    const int warp = __shfl_sync(FULL_WARP, int(threadIdx.x) / 32, 0);
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int i = 0; i < STAGES; ++i) {
@@ -210,7 +208,8 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
         }
         fence_mbarrier_init();
     }
-    __syncwarp();
+    // So that the compiler sees that it is the same in the whole warp.
+    const int warp = __shfl_sync(FULL_WARP, int(threadIdx.x) / 32, 0);
     // The other block's copies and arrivals find barriers.
     cluster_arrive();
     cluster_wait();
@@ -220,7 +219,6 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
     } else {
         registers_decrease<40>();
         if (warp == WARPS && elect_lane()) produce<LEFT, RIGHT>(p, shared, rank);
-        __syncwarp();
     }
     // Nobody's shared memory goes away while the other block still arrives there.
     cluster_arrive();

@@ -78,9 +78,9 @@ PTX_FN uint32_t cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-/// A barrier of all threads of the cluster: what was written before it arrives is seen after the wait.
-PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-PTX_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+/// A barrier of all threads of the cluster: what was written before it arrives is seen after the wait. Lanes may come one by one.
+PTX_FN void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+PTX_FN void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 /// Where block `rank` of the cluster has what lies at `address` here.
 PTX_FN uint32_t map_shared(uint32_t address, uint32_t rank) {
     uint32_t mapped;

@@ -81,9 +81,9 @@ fn positive(len: usize) -> Vec<f64> {
     numbers(len, 0.5).iter().map(|x| x + 1.0).collect()
 }
 
-/// One element type's operations of a family: once within a tile, once over several, of which one is full. Products are deep enough to
-/// fill each stage again.
-fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
+/// One element type's operations of a family: once within a tile, once over several, up to `most` rows or columns, of which one is full. Products
+/// are deep enough to fill each stage again.
+fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
     let (dense, strided) = (Place::DENSE, Place::STRIDED);
     // Six products of planes, or one.
     let depth = if E::IS_16_BIT { 170 } else { 46 };
@@ -165,7 +165,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
         }
         "encode" => {
             encode(18, depth, 15, Activation::Softplus, true).run(under, strided);
-            encode(141, depth, 131, Activation::Relu, false).run(under, dense);
+            encode(most, depth, 131, Activation::Relu, false).run(under, dense);
             encode(5, 6, 7, Activation::Identity, false).run(under, dense);
             ops::responsibilities(under, dense, (18, 46), &numbers(18 * 46, 1.0), &numbers(18, 1.0));
             ops::responsibilities(under, strided, (9, 131), &numbers(9 * 131, 1.0), &numbers(9, 1.0));
@@ -188,34 +188,34 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
                 ops::recentre(under, dense, (n, h), &a, &column(|x| x), &column(|x| x * x));
             }
             finish(15, 50, Covariance::None).run(under, dense);
-            for (h, place) in [(19, dense), (141, strided)] {
+            for (h, place) in [(19, dense), (most, strided)] {
                 let comoments = (0..h * h).map(|at| if at / h == at % h { 3.0 } else { 0.01 * (at % h) as f64 });
                 finish(h, 50, Covariance::Comoments(comoments.collect())).run(under, place);
             }
             if under.backend.0.precision() == Precision::Full {
-                let a = numbers(depth * 141, 1.0);
-                finish(141, depth as u64, Covariance::Activations(a)).run(under, dense);
+                let a = numbers(depth * most, 1.0);
+                finish(most, depth as u64, Covariance::Activations(a)).run(under, dense);
             }
         }
         "backward" => {
             backward(18, 46, Activation::Softplus, primal(46)).run(under, dense);
-            backward(141, 131, Activation::Relu, primal(131)).run(under, dense);
+            backward(most, 131, Activation::Relu, primal(131)).run(under, dense);
             backward(18, 46, Activation::Softplus, Correlation::Dual { product: numbers(18 * 46, 1.0) })
                 .run(under, strided);
-            backward(141, 131, Activation::Relu, Correlation::None).run(under, dense);
+            backward(most, 131, Activation::Relu, Correlation::None).run(under, dense);
         }
         "dual" => {
             dual(46, 38).run(under, dense);
-            dual(141, 131).run(under, strided);
+            dual(most, 131).run(under, strided);
             // gram_tn serves the dual form of the weights; in the primal form gram_nt lessens a diagonal.
             redundancy(46, 38, Form::Primal).run(under, dense);
-            redundancy(131, 141, Form::Dual).run(under, dense);
+            redundancy(131, most, Form::Dual).run(under, dense);
         }
         "product" => {
             ops::column_sums(under, dense, (143, 15), &numbers(143 * 15, 1.0), None);
             if E::IS_16_BIT {
                 for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
-                    for ([m, n, k], before) in [([18, 15, 170], false), ([141, 131, 170], true)] {
+                    for ([m, n, k], before) in [([18, 15, 170], false), ([most, 131, 170], true)] {
                         let before = before.then(|| numbers(m * n, 1.0));
                         let (left, right) = (numbers(m * k, 1.0), numbers(n * k, 1.0));
                         ops::product(under, dense, layout, [m, n, k], &left, &right, before.as_deref());
@@ -226,11 +226,11 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
         "redundancy" => {
             for form in [Form::Primal, Form::Dual] {
                 redundancy(46, 38, form).run(under, strided);
-                redundancy(141, 131, form).run(under, dense);
+                redundancy(most, 131, form).run(under, dense);
             }
         }
         "decode" => {
-            for (n, d, h) in [(18, 15, depth), (141, 131, depth)] {
+            for (n, d, h) in [(18, 15, depth), (most, 131, depth)] {
                 Decode {
                     n,
                     d,
@@ -247,7 +247,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
             }
             for (n, d, h, activation) in [
                 (18, depth, 15, Activation::Softplus),
-                (141, depth, 131, Activation::Relu),
+                (most, depth, 131, Activation::Relu),
                 (6, 5, 7, Activation::Identity),
             ] {
                 DecodeBackward {
@@ -301,6 +301,7 @@ fn record(
     family: &str,
     kernels: &'static [&'static str],
     device: fn(Options) -> Emulated,
+    most: usize,
 ) -> HashMap<&'static str, Vec<Recorded>> {
     // An endless loop ends soon.
     let options = Options { instruction_limit: 200_000, ..Options::default() };
@@ -310,11 +311,11 @@ fn record(
         let make = move || Staged(Cuda::on_driver(recorder.clone()).with_precision(precision));
         Under::new("recorded".into(), make)
     }
-    work::<f32>(family, &under(&recorder, Precision::Full));
-    work::<bf16>(family, &under(&recorder, Precision::Full));
-    work::<f16>(family, &under(&recorder, Precision::Full));
-    work::<bf16>(family, &under(&recorder, Precision::Storage));
-    work::<f16>(family, &under(&recorder, Precision::Storage));
+    work::<f32>(family, &under(&recorder, Precision::Full), most);
+    work::<bf16>(family, &under(&recorder, Precision::Full), most);
+    work::<f16>(family, &under(&recorder, Precision::Full), most);
+    work::<bf16>(family, &under(&recorder, Precision::Storage), most);
+    work::<f16>(family, &under(&recorder, Precision::Storage), most);
     let mut launches: HashMap<_, Vec<Recorded>> = HashMap::new();
     for recorded in std::mem::take(&mut *recorder.launches.lock().unwrap()) {
         let same = launches.entry(recorded.launch.kernel).or_default();
@@ -631,7 +632,7 @@ fn listed(kernel: &str, file: &str, line: &str) -> Option<usize> {
 /// Every mutant of a family's kernels.
 fn check(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
-    let launches = record(family, kernels, Emulated::new);
+    let launches = record(family, kernels, Emulated::new, 141);
     let ptx = emulated::ptx(family, Mainloop::Sm80);
     let files = mutate::files(&ptx);
     let sources: HashMap<u32, (String, Vec<String>)> =
@@ -717,7 +718,8 @@ fn check(family: &str) {
 /// these kernels is the epilogue, whose mutants are tried above.
 fn check_sm90(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
-    let launches = record(family, kernels, Emulated::sm90);
+    // Of more than one square, so that the ring of stages goes on from one to the next.
+    let launches = record(family, kernels, Emulated::sm90, 268);
     let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0 });
     let (mut table, mut unnoticed) = (BTreeMap::<Found, usize>::new(), Vec::new());
     // Kernels of several types differ in nothing that synchronises.

@@ -60,10 +60,10 @@ impl Emulated {
         Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80 }
     }
 
-    /// Of compute capability 9.0, with so few multiprocessors that each goes through several tiles.
+    /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of 256×256.
     pub fn sm90(options: Options) -> Self {
         let device = Device::new(Options { shared_limit: 227 << 10, ..options });
-        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm90 { multiprocessors: 4 } }
+        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm90 { multiprocessors: 2 } }
     }
 
     /// With a library that computes those plain products that it `takes`.
