@@ -17,12 +17,13 @@ struct DecodeEpilogue {
     float residual_weight;
     uint32_t padding;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
         float b[4];
         double squares = 0.0;
         tile.vector(b, bias);
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4], target[4], part = 0.0f;
             tile.read(v, row);
             load4(target, x.at(tile.row0 + row, col), count);

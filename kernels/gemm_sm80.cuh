@@ -9,7 +9,7 @@
 #pragma once
 #include "tile.cuh"
 
-constexpr int TILE_DEPTH = 32, STAGES = 4;
+constexpr int TILE_DEPTH = 32, STAGES = 4, WARPS = 8, THREADS = 32 * WARPS;
 constexpr uint32_t OPERAND_BYTES = TILE * TILE_DEPTH * 2, STAGE_BYTES = 2 * OPERAND_BYTES;
 static_assert(TILE_BYTES >= int(STAGES * STAGE_BYTES));
 
@@ -142,7 +142,7 @@ __device__ __forceinline__ void gemm(const Gemm& p, const Epilogue& epilogue) {
                     make_float2(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
             }
     __syncthreads();
-    epilogue(Tile{data, row0, col0, min(TILE, p.rows - row0), min(TILE, p.cols - col0), row_index, col_index,
+    epilogue(TileOf<WARPS>{data, row0, col0, min(TILE, p.rows - row0), min(TILE, p.cols - col0), row_index, col_index,
                   int(blockIdx.x)});
 }
 

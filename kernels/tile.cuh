@@ -1,12 +1,12 @@
 // A finished tile of a product as epilogues see it, the same under every mainloop, and in what order tiles are computed.
 //
-// The tile lies in shared memory, so that an epilogue sees whole rows: warp w has rows 16w to 16w + 15, lane l columns 4l to 4l + 3.
-// Stores are then coalesced, row sums are warp shuffles, column sums are registers. Slots of sums are in units of this tile.
+// The tile lies in shared memory, so that an epilogue sees whole rows: of eight warps, warp w has rows 16w to 16w + 15, lane l columns
+// 4l to 4l + 3. Stores are then coalesced, row sums are warp shuffles, column sums are registers. Slots of sums are in units of this
+// tile, however many warps finish it.
 #pragma once
 #include "common.cuh"
 
-constexpr int TILE = 128, WARPS = 8, THREADS = 32 * WARPS;
-constexpr int WARP_ROWS = TILE / WARPS;
+constexpr int TILE = 128;
 /// Floats between the rows of the finished tile: 8 more than a row, so that writing fragments has no bank conflicts.
 constexpr int TILE_STRIDE = TILE + 8;
 constexpr int TILE_BYTES = TILE * TILE_STRIDE * 4;
@@ -19,8 +19,11 @@ enum class Major { Depth, Across };
 /// All tiles; those on and above the diagonal; those on the diagonal; those on and above it, the former left at zero.
 enum Region : uint32_t { FULL = 0, UPPER = 1, DIAGONAL = 2, ABOVE_DIAGONAL = 3 };
 
-/// A finished tile of C in shared memory. Rows and columns beyond the matrix hold zeros.
-struct Tile {
+/// A finished tile of C in shared memory, for a group of W warps; the block may have several such groups. Rows and columns beyond the
+/// matrix hold zeros.
+template <int W>
+struct TileOf {
+    static constexpr int WARPS = W, THREADS = 32 * W, WARP_ROWS = TILE / W;
     float* data;
     int row0, col0;
     /// Rows and columns within the matrix.
@@ -28,10 +31,14 @@ struct Tile {
     /// Which tile it is, and its own number among the product's.
     int row_index, col_index, index;
 
-    /// Barrier of the threads that finish the tile: THREADS, the first of the block.
-    __device__ __forceinline__ void sync() const { named_barrier_sync(1, THREADS); }
+    /// This thread's group; eight warps are the only one.
+    __device__ __forceinline__ static int group() { return W == 8 ? 0 : int(threadIdx.x) / THREADS; }
+    /// This thread's number in its group.
+    __device__ __forceinline__ static int thread() { return int(threadIdx.x) - group() * THREADS; }
+    /// Barrier of the group.
+    __device__ __forceinline__ static void sync() { named_barrier_sync(1 + group(), THREADS); }
     __device__ __forceinline__ int lane_col() const { return threadIdx.x % 32 * 4; }
-    __device__ __forceinline__ int first_row() const { return threadIdx.x / 32 * WARP_ROWS; }
+    __device__ __forceinline__ int first_row() const { return thread() / 32 * WARP_ROWS; }
     /// Columns that this lane has, 0 to 4.
     __device__ __forceinline__ int lane_cols() const {
         const int count = cols - lane_col();
@@ -57,23 +64,23 @@ struct Tile {
         // A further sum has room of its own, and nobody reads the tile any more.
         if (which == 0) sync();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) partial[threadIdx.x / 32 * TILE + lane_col() + i] = v[i];
+        for (int i = 0; i < 4; ++i) partial[thread() / 32 * TILE + lane_col() + i] = v[i];
         sync();
-        if (int(threadIdx.x) < cols) {
+        if (thread() < cols) {
             double sum = 0.0;
 #pragma unroll
-            for (int warp = 0; warp < WARPS; ++warp) sum += double(partial[warp * TILE + threadIdx.x]);
-            slots[col0 + threadIdx.x] = sum;
+            for (int warp = 0; warp < WARPS; ++warp) sum += double(partial[warp * TILE + thread()]);
+            slots[col0 + thread()] = sum;
         }
     }
-    /// *slot = Σ over all threads. The tile is used up.
+    /// *slot = Σ over the group. The tile is used up.
     __device__ __forceinline__ void block_sum(double x, double* slot) const {
         double* partial = reinterpret_cast<double*>(data);
         x = warp_sum(x);
         sync();
-        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+        if (threadIdx.x % 32 == 0) partial[thread() / 32] = x;
         sync();
-        if (threadIdx.x == 0) {
+        if (thread() == 0) {
             double sum = 0.0;
             for (int warp = 0; warp < WARPS; ++warp) sum += partial[warp];
             *slot = sum;

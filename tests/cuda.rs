@@ -59,7 +59,9 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
         Precision::Storage => 2e-2,
     };
     for options in all_options() {
-        for cuda in [cuda::<E>(options.clone()), cuda_sm90::<E>(options.clone())] {
+        // Of 9.0 with warpgroups together and in turn.
+        let sm90 = |pingpong_stages| cuda_sm90::<E>(options.clone(), pingpong_stages);
+        for cuda in [cuda::<E>(options.clone()), sm90(0), sm90(u32::MAX)] {
             let found = step.run(cuda.clone().with_precision(precision)).unwrap();
             assert_close(&format!("{cuda:?} {form:?} {precision:?} {options:?}"), bar, &found, &truth);
         }

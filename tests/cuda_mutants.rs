@@ -300,7 +300,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
 fn record(
     family: &str,
     kernels: &'static [&'static str],
-    device: fn(Options) -> Emulated,
+    device: impl Fn(Options) -> Emulated,
     most: usize,
 ) -> HashMap<&'static str, Vec<Recorded>> {
     // An endless loop ends soon.
@@ -719,8 +719,12 @@ fn check(family: &str) {
 fn check_sm90(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
     // Of more than one square, so that the ring of stages goes on from one to the next.
-    let launches = record(family, kernels, Emulated::sm90, 268);
-    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0 });
+    let mut launches = record(family, kernels, |options| Emulated::sm90(options, 0), 268);
+    for (kernel, in_turn) in record(family, kernels, |options| Emulated::sm90(options, u32::MAX), 268) {
+        launches.entry(kernel).or_default().extend(in_turn);
+    }
+    launches.values_mut().for_each(|launches| launches.sort_by_key(|recorded| recorded.instructions));
+    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0, pingpong_stages: 0 });
     let (mut table, mut unnoticed) = (BTreeMap::<Found, usize>::new(), Vec::new());
     // Kernels of several types differ in nothing that synchronises.
     for kernel in kernels.iter().filter(|kernel| !kernel.ends_with("_f32") && !kernel.ends_with("_f16")) {

@@ -59,6 +59,9 @@ pub enum Mainloop {
     Sm90 {
         /// Of the device; not less than 2.
         multiprocessors: u32,
+        /// A product of at most so many stages (each of depth 64, for each pair of planes) is computed by warpgroups in turn, of which
+        /// one runs the epilogue while the other multiplies; a longer one by both together.
+        pingpong_stages: u32,
     },
 }
 

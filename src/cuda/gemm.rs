@@ -19,13 +19,15 @@ pub(super) fn shared_bytes(mainloop: Mainloop) -> u32 {
     match mainloop {
         // The tile takes the place of the stages.
         Mainloop::Sm80 => TILE_BYTES,
-        // Three stages of six pieces, the tile, and two barriers a stage.
-        Mainloop::Sm90 { .. } => 3 * 6 * (Tensor::BOX * Tensor::BOX * 2) + TILE_BYTES + 2 * 3 * 8,
+        // Stages, tile, barriers.
+        Mainloop::Sm90 { .. } => (144 << 10) + TILE_BYTES + 12 * 8,
     }
 }
 /// Rows and columns that a cluster of the second mainloop computes, and its blocks.
 const SQUARE: usize = 2 * TILE;
 const CLUSTER: u32 = 2;
+/// Depth of its stages.
+const STAGE_DEPTH: usize = 64;
 /// Rows that a product over rows sums at a time, by the planes of its operands: it bounds the scratch and the length of `f32` sums. Tensor
 /// cores may cut a sum instead of rounding it, once for 16 rows: within a thousand rows that costs no more than a hundred units in the last
 /// place, which rounding to one plane hides four times over.
@@ -42,7 +44,7 @@ struct OperandArgument {
     plane_stride: i64,
 }
 
-/// `Gemm` of `kernels/gemm_sm80.cuh` and of `kernels/gemm_sm90.cuh`, after the operands.
+/// What `Gemm` of `kernels/gemm_sm80.cuh` and of `kernels/gemm_sm90.cuh` have in common, after the operands.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct GemmArgument {
@@ -53,8 +55,7 @@ struct GemmArgument {
     left_planes: u32,
     right_planes: u32,
     region: u32,
-    /// Under the second mainloop only.
-    squares: u32,
+    padding: u32,
 }
 
 /// `Prepare` of `kernels/prepare.cu`.
@@ -293,7 +294,7 @@ impl Core {
             left_planes,
             right_planes,
             region: extents.region as u32,
-            squares: blocks(extents.blocks_of(SQUARE))?,
+            padding: 0,
         };
         let mainloop = self.driver.mainloop();
         let (grid, cluster, threads, argument) = match mainloop {
@@ -301,15 +302,18 @@ impl Core {
                 let operands = Argument::new(&left.argument).then(&right.argument);
                 (blocks(extents.tiles())?, 1, THREADS, operands.then(&gemm).then(epilogue))
             }
-            Mainloop::Sm90 { multiprocessors } => {
+            Mainloop::Sm90 { multiprocessors, pingpong_stages } => {
                 // Nothing is copied of operands that have no elements.
                 let is_empty = extents.rows == 0 || extents.cols == 0 || extents.depth == 0;
                 let map = |planes: Planes| -> Result<TensorMap> {
                     if is_empty { Ok([0; 16]) } else { self.driver.tensor_map(&planes.tensor()) }
                 };
                 let operands = Argument::new(&map(left)?).then(&map(right)?);
-                let clusters = gemm.squares.min(multiprocessors / CLUSTER);
-                (CLUSTER * clusters, CLUSTER, THREADS + 128, operands.then(&gemm).aligned(64).then(epilogue).aligned(64))
+                let squares = blocks(extents.blocks_of(SQUARE))?;
+                let stages = extents.depth.div_ceil(STAGE_DEPTH) * segments as usize;
+                let in_turn = u32::from(stages <= pingpong_stages as usize);
+                let argument = operands.then(&gemm).then(&[squares, in_turn]).aligned(64).then(epilogue).aligned(64);
+                (CLUSTER * squares.min(multiprocessors / CLUSTER), CLUSTER, THREADS + 128, argument)
             }
         };
         let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));
