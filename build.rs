@@ -207,7 +207,11 @@ fn compile_all(toolkit: Toolkit, out: &Path) -> Result<Images, String> {
             if architectures.contains(&SM90) {
                 build_if_stale(&out.join(format!("{sm90}.fatbin")), &stamp, |target| {
                     let mut flags = fatbin_flags(&toolkit);
-                    flags.extend(["-DSAE_KERNELS_SM90".into(), "-gencode".into(), "arch=compute_90a,code=sm_90a".into()]);
+                    flags.extend([
+                        "-DSAE_KERNELS_SM90".into(),
+                        "-gencode".into(),
+                        "arch=compute_90a,code=sm_90a".into(),
+                    ]);
                     compile(&toolkit.nvcc, source, target, &flags)
                 })?;
                 names.push(sm90.clone());

@@ -90,6 +90,21 @@ fn step_bf16_in_storage_precision() {
     check::<sae_kernels::bf16>(Form::Dual, Precision::Storage);
 }
 
+/// One cluster goes through two or three squares of 256×256 of each product, symmetric ones among them, and from depth to depth of the ring.
+#[test]
+fn a_step_of_several_squares() {
+    for form in [Form::Primal, Form::Dual] {
+        let step = step_of::<sae_kernels::bf16>(Shape { rows: 270, inputs: 70, latents: 290 }, form);
+        let truth = step.run(Reference).unwrap();
+        for pingpong_stages in [0, u32::MAX] {
+            let cuda =
+                cuda_sm90::<sae_kernels::bf16>(Options::default(), pingpong_stages).with_precision(Precision::Storage);
+            let found = step.run(cuda).unwrap();
+            assert_close(&format!("{form:?}, in turn up to {pingpong_stages} stages"), 2e-2, &found, &truth);
+        }
+    }
+}
+
 /// There is no such device anywhere, and mostly no driver either: an error that says so, not a panic.
 #[test]
 fn a_missing_device_is_an_error() {

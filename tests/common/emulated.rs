@@ -4,7 +4,8 @@
 use super::staged::Staged;
 use super::{Under, Where};
 use ptx_emulator::{
-    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule, Swizzle, TensorElement,
+    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule, Swizzle,
+    TensorElement,
 };
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Storage, Tensor, TensorMap};
 use sae_kernels::operations::Layout;
@@ -64,7 +65,11 @@ impl Emulated {
     /// `pingpong_stages` stages are computed by warpgroups in turn.
     pub fn sm90(options: Options, pingpong_stages: u32) -> Self {
         let device = Device::new(Options { shared_limit: 227 << 10, ..options });
-        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm90 { multiprocessors: 2, pingpong_stages } }
+        Self {
+            device: Mutex::new(device),
+            library: None,
+            mainloop: Mainloop::Sm90 { multiprocessors: 2, pingpong_stages },
+        }
     }
 
     /// With a library that computes those plain products that it `takes`.
