@@ -1,11 +1,12 @@
-//! Compiles `kernels/*.cu` for the feature `cuda`: one compressed fatbin a file, embedded in the library.
+//! Compiles `kernels/*.cu` for the feature `cuda`: one compressed fatbin a file, embedded in the library, and a second
+//! one for compute capability 9.0 of those with products.
 //!
 //! Without nvcc the library builds all the same, without kernels, and says so at run time. Environment:
 //!
 //! | variable | meaning |
 //! |---|---|
 //! | `SAE_KERNELS_NVCC`, `NVCC`, `CUDA_HOME`, `CUDA_PATH` | where nvcc is; then PATH, the usual folders, an active virtualenv's `nvidia/cu13` |
-//! | `SAE_KERNELS_CUDA_ARCHS` | which of the architectures to compile for, e.g. `80,90` |
+//! | `SAE_KERNELS_CUDA_ARCHS` | which of the architectures to compile for, e.g. `80,90,90a` |
 //! | `SAE_KERNELS_REQUIRE_NVCC=1` | no nvcc is an error |
 //! | `SAE_KERNELS_PTX=1` | leave PTX with line numbers in OUT_DIR, for tests that interpret it |
 
@@ -16,12 +17,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compute capabilities with machine code of their own. All of it is made of the same PTX, that of the first, which the tests execute and
-/// which is kept for GPUs that are newer than all of them.
-const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90", "100", "120"];
+/// Compute capabilities with machine code of their own. All of it but that of [`SM90`] is made of the same PTX, that of the first, which
+/// the tests execute and which is kept for GPUs that are newer than all of them.
+const ARCHITECTURES: [&str; 7] = ["80", "86", "89", "90", SM90, "100", "120"];
+
+/// Compute capability 9.0 with what no other has (wgmma, setmaxnreg): the products' second mainloop, in images of their own. Without them
+/// such a GPU runs the machine code of 90.
+const SM90: &str = "90a";
 
 /// ptxas: wgmma serialised, setmaxnreg ignored, and the like. The kernel would run, but not as it was written.
-const FATAL_WARNINGS: [&str; 6] = ["C7504", "C7508", "C7509", "C7511", "C7515", "C7517"];
+const FATAL_WARNINGS: [&str; 11] =
+    ["C7504", "C7508", "C7509", "C7510", "C7511", "C7512", "C7513", "C7514", "C7515", "C7516", "C7517"];
 
 const VARIABLES: [&str; 9] = [
     "SAE_KERNELS_NVCC",
@@ -177,10 +183,15 @@ fn compile_all(toolkit: Toolkit, out: &Path) -> Result<Images, String> {
     for source in &sources {
         let name = source.file_stem().and_then(|stem| stem.to_str()).expect("kernels have plain names").to_string();
         let mut hasher = common.clone();
-        read(source)?.hash(&mut hasher);
+        let text = read(source)?;
+        text.hash(&mut hasher);
         let stamp = format!("{:016x}", hasher.finish());
         build_if_stale(&out.join(format!("{name}.fatbin")), &stamp, |target| {
-            compile(&toolkit.nvcc, source, target, &fatbin_flags(&toolkit, &architectures))
+            let mut flags = fatbin_flags(&toolkit);
+            let codes = architectures.iter().filter(|architecture| **architecture != SM90);
+            let codes: Vec<String> = codes.map(|architecture| format!("sm_{architecture},")).collect();
+            flags.extend(["-gencode".into(), format!("arch=compute_80,code=[{}compute_80]", codes.concat())]);
+            compile(&toolkit.nvcc, source, target, &flags)
         })?;
         if ptx {
             let flags = ["-ptx", "-lineinfo", "-arch=compute_80"].map(String::from);
@@ -188,7 +199,30 @@ fn compile_all(toolkit: Toolkit, out: &Path) -> Result<Images, String> {
                 compile(&toolkit.nvcc, source, target, &flags)
             })?;
         }
-        names.push(name);
+        names.push(name.clone());
+        // The same file once more, with the other mainloop under its products.
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if text.contains("GEMM_KERNEL(") {
+            let sm90 = format!("{name}_sm90");
+            if architectures.contains(&SM90) {
+                build_if_stale(&out.join(format!("{sm90}.fatbin")), &stamp, |target| {
+                    let mut flags = fatbin_flags(&toolkit);
+                    flags.extend([
+                        "-DSAE_KERNELS_SM90".into(),
+                        "-gencode".into(),
+                        "arch=compute_90a,code=sm_90a".into(),
+                    ]);
+                    compile(&toolkit.nvcc, source, target, &flags)
+                })?;
+                names.push(sm90.clone());
+            }
+            if ptx {
+                let flags = ["-ptx", "-lineinfo", "-arch=compute_90a", "-DSAE_KERNELS_SM90"].map(String::from);
+                build_if_stale(&out.join(format!("{sm90}.ptx")), &stamp, |target| {
+                    compile(&toolkit.nvcc, source, target, &flags)
+                })?;
+            }
+        }
     }
     if ptx {
         println!("cargo::rustc-cfg=sae_kernels_ptx");
@@ -198,14 +232,12 @@ fn compile_all(toolkit: Toolkit, out: &Path) -> Result<Images, String> {
     Ok(Images { names, toolkit: toolkit.version / 1000 * 1000 })
 }
 
-fn fatbin_flags(toolkit: &Toolkit, architectures: &[&str]) -> Vec<String> {
+fn fatbin_flags(toolkit: &Toolkit) -> Vec<String> {
     let threads = env::var("NUM_JOBS").unwrap_or_else(|_| "1".into());
     let mut flags = ["-fatbin", "--threads", &threads].map(String::from).to_vec();
     if toolkit.version >= 13000 {
         flags.push("--compress-mode=size".into());
     }
-    let codes: Vec<String> = architectures.iter().map(|architecture| format!("sm_{architecture}")).collect();
-    flags.extend(["-gencode".into(), format!("arch=compute_80,code=[{},compute_80]", codes.join(","))]);
     flags
 }
 

@@ -12,17 +12,18 @@ struct DecodeEpilogue {
     /// x̂ and w (x̂ − x), if wanted.
     View<float> reconstruction;
     View<E> residual;
-    /// Σ (x̂ − x)² of each block.
+    /// Σ (x̂ − x)² of each tile, by its number.
     double* slots;
     float residual_weight;
     uint32_t padding;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
         float b[4];
         double squares = 0.0;
         tile.vector(b, bias);
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4], target[4], part = 0.0f;
             tile.read(v, row);
             load4(target, x.at(tile.row0 + row, col), count);
@@ -38,7 +39,7 @@ struct DecodeEpilogue {
             squares += double(part);
             if (residual.data != nullptr) store4(residual.at(tile.row0 + row, col), v, count);
         }
-        tile.block_sum(squares, slots + blockIdx.x);
+        tile.block_sum(squares, slots + tile.index);
     }
 };
 GEMM_KERNEL(decode_f32, bf16, Depth, Across, DecodeEpilogue<float>)

@@ -18,6 +18,7 @@ struct DualEpilogue {
     double* slots;
     int64_t cols;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
         float mu[4], inverse[4], g[4], c[4], sum[4] = {};
@@ -25,7 +26,7 @@ struct DualEpilogue {
         tile.vector(inverse, inverse_deviation);
         tile.vector(g, gain);
         tile.vector(c, diagonal);
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4], a[4];
             tile.read(v, row);
             load4(a, activations.at(tile.row0 + row, col), count);

@@ -18,12 +18,13 @@ struct EncodeEpilogue {
     int64_t cols, col_tiles;
     uint32_t activation, padding;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.lane_col(), count = tile.lane_cols();
         float b[4], c[4], sum[4] = {}, square[4] = {};
         tile.vector(b, GIVEN ? nullptr : bias);
         tile.vector(c, shift);
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float a[4];
             tile.read(a, row);
             float least = INFINITY;

@@ -18,13 +18,14 @@ struct GradientEpilogue {
     float l1;
     uint32_t activation, padding;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
         float mu[4], d[4], less[4], sum[4] = {};
         tile.vector(mu, mean);
         tile.vector(d, scale);
         tile.vector(less, offset);
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float da[4], a[4];
             tile.read(da, row);
             load4(a, activations.at(tile.row0 + row, col), count);

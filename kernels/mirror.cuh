@@ -3,11 +3,12 @@
 #include "gemm.cuh"
 
 /// Writes a tile on or above the diagonal and its mirror image; what lies below the diagonal within a tile on it is not used.
+template <class Tile>
 __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<float>& out) {
     const bool on_diagonal = tile.row_index == tile.col_index;
     const int col = tile.lane_col();
-    __syncthreads();
-    for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+    tile.sync();
+    for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
         float v[4];
         tile.read(v, row);
 #pragma unroll
@@ -16,7 +17,7 @@ __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<floa
         store4(out.at(tile.row0 + row, tile.col0 + col), v, tile.lane_cols());
     }
     if (on_diagonal) return;
-    for (int mirrored = tile.first_row(); mirrored < min(tile.first_row() + WARP_ROWS, tile.cols); ++mirrored) {
+    for (int mirrored = tile.first_row(); mirrored < min(tile.first_row() + Tile::WARP_ROWS, tile.cols); ++mirrored) {
         float v[4];
         // Above the diagonal every tile has all its rows.
 #pragma unroll
@@ -27,15 +28,16 @@ __device__ __forceinline__ void store_mirrored(const Tile& tile, const View<floa
 
 struct MirrorEpilogue {
     View<float> out;
-    /// Σ of squares of each tile on and above the diagonal, its mirror image included; in the order of the blocks.
+    /// Σ of squares of each tile on and above the diagonal, its mirror image included; by its number.
     double* slots;
     float factor, diagonal;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const bool on_diagonal = tile.row_index == tile.col_index;
         const int col = tile.lane_col();
         double squares = 0.0;
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4];
             tile.read(v, row);
 #pragma unroll
@@ -49,6 +51,6 @@ struct MirrorEpilogue {
             tile.write(v, row);
         }
         store_mirrored(tile, out);
-        tile.block_sum(squares, slots + blockIdx.x);
+        tile.block_sum(squares, slots + tile.index);
     }
 };

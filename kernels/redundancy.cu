@@ -18,9 +18,10 @@ struct RedundancyEpilogue {
     /// Whether the product still lacks −Ŵ.
     uint32_t less_unit;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4], w[4], g[4], dot = 0.0f;
             tile.read(v, row);
             load4(w, weight.at(tile.row0 + row, col), count);

@@ -26,6 +26,7 @@ struct CoupleEpilogue {
     /// 1/N, 1/(N−1), 4 λ_tc/(N−1).
     double inverse_count, inverse_degrees, factor;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const bool on_diagonal = tile.row_index == tile.col_index;
         const int col = tile.lane_col(), count = tile.lane_cols();
@@ -37,7 +38,7 @@ struct CoupleEpilogue {
             const int64_t j = tile.col0 + (i < count ? col + i : 0);
             sum_j[i] = sum[j], inverse_j[i] = i < count ? inverse_deviation[j] : 0.0, residue_j[i] = residue[j];
         }
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             const int64_t at = tile.row0 + row;
             const double mean_i = sum[at] * inverse_count, inverse_i = inverse_deviation[at];
             const double scale = inverse_i * inverse_degrees, residue_i = residue[at];

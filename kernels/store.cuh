@@ -8,9 +8,10 @@ struct StoreEpilogue {
     /// Whether what lies below the diagonal is left alone.
     uint32_t upper;
 
+    template <class Tile>
     __device__ __forceinline__ void operator()(const Tile& tile) const {
         const int col = tile.col0 + tile.lane_col(), count = tile.lane_cols();
-        for (int row = tile.first_row(); row < min(tile.first_row() + WARP_ROWS, tile.rows); ++row) {
+        for (int row = tile.first_row(); row < min(tile.first_row() + Tile::WARP_ROWS, tile.rows); ++row) {
             float v[4];
             tile.read(v, row);
             float* to = out.at(tile.row0 + row, col);

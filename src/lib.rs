@@ -77,7 +77,9 @@ pub use statistics::Statistics;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod cuda_driver {
-    pub use crate::cuda::driver::{Argument, Driver, Launch, Place, PlainProduct, Storage};
+    pub use crate::cuda::driver::{
+        Argument, Driver, Launch, Mainloop, Place, PlainProduct, Storage, Tensor, TensorMap,
+    };
     pub use crate::cuda::image::FAMILIES;
     /// Where the build left the kernels' PTX, if it did.
     pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");

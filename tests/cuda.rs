@@ -6,7 +6,7 @@ mod common;
 
 use common::anywhere::{Gradients, Step, Training};
 use common::captured::{Capturing, Enqueued};
-use common::emulated::{Emulated, all_options, cuda};
+use common::emulated::{Emulated, all_options, cuda, cuda_sm90};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
 use ptx_emulator::Options;
@@ -59,8 +59,12 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
         Precision::Storage => 2e-2,
     };
     for options in all_options() {
-        let found = step.run(cuda::<E>(options.clone()).with_precision(precision)).unwrap();
-        assert_close(&format!("{} {form:?} {precision:?} {options:?}", E::NAME), bar, &found, &truth);
+        // Of 9.0 with warpgroups together and in turn.
+        let sm90 = |pingpong_stages| cuda_sm90::<E>(options.clone(), pingpong_stages);
+        for cuda in [cuda::<E>(options.clone()), sm90(0), sm90(u32::MAX)] {
+            let found = step.run(cuda.clone().with_precision(precision)).unwrap();
+            assert_close(&format!("{cuda:?} {form:?} {precision:?} {options:?}"), bar, &found, &truth);
+        }
     }
 }
 
@@ -84,6 +88,21 @@ fn step_f16_dual() {
 fn step_bf16_in_storage_precision() {
     check::<sae_kernels::bf16>(Form::Primal, Precision::Storage);
     check::<sae_kernels::bf16>(Form::Dual, Precision::Storage);
+}
+
+/// One cluster goes through two or three squares of 256×256 of each product, symmetric ones among them, and from depth to depth of the ring.
+#[test]
+fn a_step_of_several_squares() {
+    for form in [Form::Primal, Form::Dual] {
+        let step = step_of::<sae_kernels::bf16>(Shape { rows: 270, inputs: 70, latents: 290 }, form);
+        let truth = step.run(Reference).unwrap();
+        for pingpong_stages in [0, u32::MAX] {
+            let cuda =
+                cuda_sm90::<sae_kernels::bf16>(Options::default(), pingpong_stages).with_precision(Precision::Storage);
+            let found = step.run(cuda).unwrap();
+            assert_close(&format!("{form:?}, in turn up to {pingpong_stages} stages"), 2e-2, &found, &truth);
+        }
+    }
 }
 
 /// There is no such device anywhere, and mostly no driver either: an error that says so, not a panic.

@@ -100,8 +100,17 @@ fn step<E: CudaElement + CpuElement>(form: Form, sizes: &[[usize; 3]]) -> Result
             bias: uniform(&mut rng, latents, 0.1),
         };
         let truth = step.run(Cpu::<E>::new()?)?;
-        for precision in [Precision::Full, Precision::Storage] {
-            let found = step.run(Cuda::<E>::new(0)?.with_precision(precision))?;
+        for (precision, portable) in
+            [(Precision::Full, false), (Precision::Storage, false), (Precision::Full, true), (Precision::Storage, true)]
+        {
+            // On a GPU of 9.0 one has wgmma, the other mma.sync.
+            let cuda = if portable {
+                Cuda::<E>::with_portable_kernels(CudaContext::new(0)?.new_stream()?)?
+            } else {
+                Cuda::<E>::new(0)?
+            };
+            let found = step.run(cuda.with_precision(precision))?;
+            let context = format!("{} {shape:?} {form:?} {precision:?}, portable kernels: {portable}", E::NAME);
             let bar = match precision {
                 Precision::Full => (4.0 * E::UNIT_ROUNDOFF).max(1e-4),
                 Precision::Storage => 3e-2,
@@ -111,14 +120,12 @@ fn step<E: CudaElement + CpuElement>(form: Form, sizes: &[[usize; 3]]) -> Result
             {
                 let error = relative(found, truth);
                 if error.is_nan() || error > bar {
-                    return Err(
-                        format!("{} {shape:?} {form:?} {precision:?}: {what} is off by {error:e}", E::NAME).into()
-                    );
+                    return Err(format!("{context}: {what} is off by {error:e}").into());
                 }
             }
             let error = (found.losses.total - truth.losses.total).abs() / truth.losses.total.abs();
             if error.is_nan() || error > bar {
-                return Err(format!("{:?}, expected {:?}", found.losses, truth.losses).into());
+                return Err(format!("{context}: {:?}, expected {:?}", found.losses, truth.losses).into());
             }
         }
     }

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::emulated::{Emulated, launch_on};
+use common::emulated::{self, Emulated, launch_on};
 use common::ops::{
     self, ActivationSums, Backward, Correlation, Covariance, Decode, DecodeBackward, Dual, Encode, Finish, Redundancy,
     StatisticsPart,
@@ -16,7 +16,7 @@ use common::ops::{
 use common::staged::Staged;
 use common::{Place, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Tensor, TensorMap};
 use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
 use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, bf16, f16};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -53,6 +53,12 @@ impl Driver for Recorder {
         // SAFETY: as above.
         unsafe { self.emulated.download(source, target) }
     }
+    fn mainloop(&self) -> Mainloop {
+        self.emulated.mainloop()
+    }
+    fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
+        self.emulated.tensor_map(tensor)
+    }
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         let before = self.kernels.contains(&launch.kernel).then(|| self.emulated.snapshot());
         let instructions = self.emulated.run(launch).instructions;
@@ -76,9 +82,9 @@ fn positive(len: usize) -> Vec<f64> {
     numbers(len, 0.5).iter().map(|x| x + 1.0).collect()
 }
 
-/// One element type's operations of a family: once within a tile, once over several, of which one is full. Products are deep enough to
-/// fill each stage again.
-fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
+/// One element type's operations of a family: once within a tile, once over several, up to `most` rows or columns, of which one is full. Products
+/// are deep enough to fill each stage again.
+fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
     let (dense, strided) = (Place::DENSE, Place::STRIDED);
     // Six products of planes, or one.
     let depth = if E::IS_16_BIT { 170 } else { 46 };
@@ -160,7 +166,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
         }
         "encode" => {
             encode(18, depth, 15, Activation::Softplus, true).run(under, strided);
-            encode(141, depth, 131, Activation::Relu, false).run(under, dense);
+            encode(most, depth, 131, Activation::Relu, false).run(under, dense);
             encode(5, 6, 7, Activation::Identity, false).run(under, dense);
             ops::responsibilities(under, dense, (18, 46), &numbers(18 * 46, 1.0), &numbers(18, 1.0));
             ops::responsibilities(under, strided, (9, 131), &numbers(9 * 131, 1.0), &numbers(9, 1.0));
@@ -196,34 +202,34 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
                 ops::recentre(under, dense, (n, h), &a, &column(|x| x), &column(|x| x * x));
             }
             finish(15, 50, Covariance::None).run(under, dense);
-            for (h, place) in [(19, dense), (141, strided)] {
+            for (h, place) in [(19, dense), (most, strided)] {
                 let comoments = (0..h * h).map(|at| if at / h == at % h { 3.0 } else { 0.01 * (at % h) as f64 });
                 finish(h, 50, Covariance::Comoments(comoments.collect())).run(under, place);
             }
             if under.backend.0.precision() == Precision::Full {
-                let a = numbers(depth * 141, 1.0);
-                finish(141, depth as u64, Covariance::Activations(a)).run(under, dense);
+                let a = numbers(depth * most, 1.0);
+                finish(most, depth as u64, Covariance::Activations(a)).run(under, dense);
             }
         }
         "backward" => {
             backward(18, 46, Activation::Softplus, primal(46)).run(under, dense);
-            backward(141, 131, Activation::Relu, primal(131)).run(under, dense);
+            backward(most, 131, Activation::Relu, primal(131)).run(under, dense);
             backward(18, 46, Activation::Softplus, Correlation::Dual { product: numbers(18 * 46, 1.0) })
                 .run(under, strided);
-            backward(141, 131, Activation::Relu, Correlation::None).run(under, dense);
+            backward(most, 131, Activation::Relu, Correlation::None).run(under, dense);
         }
         "dual" => {
             dual(46, 38).run(under, dense);
-            dual(141, 131).run(under, strided);
+            dual(most, 131).run(under, strided);
             // gram_tn serves the dual form of the weights; in the primal form gram_nt lessens a diagonal.
             redundancy(46, 38, Form::Primal).run(under, dense);
-            redundancy(131, 141, Form::Dual).run(under, dense);
+            redundancy(131, most, Form::Dual).run(under, dense);
         }
         "product" => {
             ops::column_sums(under, dense, (143, 15), &numbers(143 * 15, 1.0), None);
             if E::IS_16_BIT {
                 for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
-                    for ([m, n, k], before) in [([18, 15, 170], false), ([141, 131, 170], true)] {
+                    for ([m, n, k], before) in [([18, 15, 170], false), ([most, 131, 170], true)] {
                         let before = before.then(|| numbers(m * n, 1.0));
                         let (left, right) = (numbers(m * k, 1.0), numbers(n * k, 1.0));
                         ops::product(under, dense, layout, [m, n, k], &left, &right, before.as_deref());
@@ -234,11 +240,11 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
         "redundancy" => {
             for form in [Form::Primal, Form::Dual] {
                 redundancy(46, 38, form).run(under, strided);
-                redundancy(141, 131, form).run(under, dense);
+                redundancy(most, 131, form).run(under, dense);
             }
         }
         "decode" => {
-            for (n, d, h) in [(18, 15, depth), (141, 131, depth)] {
+            for (n, d, h) in [(18, 15, depth), (most, 131, depth)] {
                 Decode {
                     n,
                     d,
@@ -255,7 +261,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
             }
             for (n, d, h, activation) in [
                 (18, depth, 15, Activation::Softplus),
-                (141, depth, 131, Activation::Relu),
+                (most, depth, 131, Activation::Relu),
                 (6, 5, 7, Activation::Identity),
             ] {
                 DecodeBackward {
@@ -305,20 +311,25 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>) {
 }
 
 /// The family's launches of all element types, the cheapest of each kernel first.
-fn record(family: &str, kernels: &'static [&'static str]) -> HashMap<&'static str, Vec<Recorded>> {
+fn record(
+    family: &str,
+    kernels: &'static [&'static str],
+    device: impl Fn(Options) -> Emulated,
+    most: usize,
+) -> HashMap<&'static str, Vec<Recorded>> {
     // An endless loop ends soon.
     let options = Options { instruction_limit: 200_000, ..Options::default() };
-    let recorder = Arc::new(Recorder { emulated: Emulated::new(options), kernels, launches: Mutex::default() });
+    let recorder = Arc::new(Recorder { emulated: device(options), kernels, launches: Mutex::default() });
     fn under<E: CudaElement>(recorder: &Arc<Recorder>, precision: Precision) -> Under<Staged<E>> {
         let recorder = recorder.clone();
         let make = move || Staged(Cuda::on_driver(recorder.clone()).with_precision(precision));
         Under::new("recorded".into(), make)
     }
-    work::<f32>(family, &under(&recorder, Precision::Full));
-    work::<bf16>(family, &under(&recorder, Precision::Full));
-    work::<f16>(family, &under(&recorder, Precision::Full));
-    work::<bf16>(family, &under(&recorder, Precision::Storage));
-    work::<f16>(family, &under(&recorder, Precision::Storage));
+    work::<f32>(family, &under(&recorder, Precision::Full), most);
+    work::<bf16>(family, &under(&recorder, Precision::Full), most);
+    work::<f16>(family, &under(&recorder, Precision::Full), most);
+    work::<bf16>(family, &under(&recorder, Precision::Storage), most);
+    work::<f16>(family, &under(&recorder, Precision::Storage), most);
     let mut launches: HashMap<_, Vec<Recorded>> = HashMap::new();
     for recorded in std::mem::take(&mut *recorder.launches.lock().unwrap()) {
         let same = launches.entry(recorded.launch.kernel).or_default();
@@ -366,6 +377,11 @@ fn rule_name(rule: Rule) -> &'static str {
         Rule::DepartedThread => "DepartedThread",
         Rule::Deadlock => "Deadlock",
         Rule::InstructionLimit => "InstructionLimit",
+        Rule::ProxyFence => "ProxyFence",
+        Rule::Mbarrier => "Mbarrier",
+        Rule::Wgmma => "Wgmma",
+        Rule::Registers => "Registers",
+        Rule::DepartedBlock => "DepartedBlock",
         _ => "another rule",
     }
 }
@@ -473,38 +489,38 @@ const SURVIVORS: &[Survivor] = &[
         reason: "most lanes of finish_rows add zeros, until there are thousands of latents",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "col = int((sqrtf(8.0f * float(block) + 1.0f) - 1.0f) * 0.5f);",
+        file: "tile.cuh",
+        line: "col = int((sqrtf(8.0f * float(index) + 1.0f) - 1.0f) * 0.5f);",
         kernels: &[],
         reason: "an estimate that the loops below it mend",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "while (int64_t(col) * (col + 1) / 2 > block) --col;",
+        file: "tile.cuh",
+        line: "while (int64_t(col) * (col + 1) / 2 > index) --col;",
         kernels: &[],
         reason: "the estimate is too large only for thousands of blocks, and other products never take this way",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "while (int64_t(col + 1) * (col + 2) / 2 <= block) ++col;",
+        file: "tile.cuh",
+        line: "while (int64_t(col + 1) * (col + 2) / 2 <= index) ++col;",
         kernels: &["backward", "decode", "dual_apply", "encode", "product", "redundancy"],
         reason: "only symmetric products take this way",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "const int first = int(block / group_tiles) * 8",
+        file: "tile.cuh",
+        line: "const int first = int(index / group_tiles) * 8",
         kernels: &[],
         reason: "a long division has a short way for small numbers, with the same result",
     },
     Survivor {
-        file: "gemm.cuh",
+        file: "tile.cuh",
         line: "const int height = rows - first < 8",
         kernels: &[],
         reason: "groups of tile rows need more than seven of them",
     },
     Survivor {
-        file: "gemm.cuh",
-        line: "epilogue(Tile{data, row0, col0,",
+        file: "gemm_sm80.cuh",
+        line: "epilogue(TileOf<WARPS>{data, row0, col0,",
         kernels: &["gram_primal"],
         reason: "the compiler writes the mirror image in steps of four rows, past an end that is off by one",
     },
@@ -631,8 +647,8 @@ fn listed(kernel: &str, file: &str, line: &str) -> Option<usize> {
 /// Every mutant of a family's kernels.
 fn check(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
-    let launches = record(family, kernels);
-    let ptx = std::fs::read_to_string(format!("{}/{family}.ptx", PTX_DIR.unwrap())).unwrap();
+    let launches = record(family, kernels, Emulated::new, 141);
+    let ptx = emulated::ptx(family, Mainloop::Sm80);
     let files = mutate::files(&ptx);
     let sources: HashMap<u32, (String, Vec<String>)> =
         files.into_iter().map(|(number, path)| (number, (path.clone(), source(&path)))).collect();
@@ -711,6 +727,58 @@ fn check(family: &str) {
             "`{line}` of {file} is found in {kernels:?}, though the list says: {reason}"
         );
     }
+}
+
+/// Kernels whose epilogue ends with a sum that one thread writes. Where warpgroups work in turn, that thread alone hands the tile on after
+/// it, so the barrier after the epilogue orders nothing more; after other epilogues, and where both work together, it does.
+const SUMMED_BY_ONE_THREAD: &[&str] = &["decode_bf16", "gram_nt", "gram_tn"];
+
+/// The synchronisations of a family's products under the mainloop of compute capability 9.0, deleted one at a time. What else stands in
+/// these kernels is the epilogue, whose mutants are tried above.
+fn check_sm90(family: &str) {
+    let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
+    // Of more than one square, so that the ring of stages goes on from one to the next.
+    let mut launches = record(family, kernels, |options| Emulated::sm90(options, 0), 268);
+    for (kernel, in_turn) in record(family, kernels, |options| Emulated::sm90(options, u32::MAX), 268) {
+        launches.entry(kernel).or_default().extend(in_turn);
+    }
+    launches.values_mut().for_each(|launches| launches.sort_by_key(|recorded| recorded.instructions));
+    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0, pingpong_stages: 0 });
+    let (mut table, mut unnoticed, mut listed) = (BTreeMap::<Found, usize>::new(), Vec::new(), Vec::new());
+    // Kernels of several types differ in nothing that synchronises.
+    for kernel in kernels.iter().filter(|kernel| !kernel.ends_with("_f32") && !kernel.ends_with("_f16")) {
+        let ptx = mutate::only(&ptx, kernel);
+        if !ptx.contains("wgmma") {
+            continue;
+        }
+        for site in mutate::sites(&ptx) {
+            let found = match Module::parse(&mutate::without(&ptx, &site)) {
+                Err(_) => Found::NotLoaded,
+                Ok(module) => try_out(&module, &launches[kernel], true),
+            };
+            *table.entry(found).or_default() += 1;
+            if found == Found::Nowhere && site.text.starts_with("bar.sync") && SUMMED_BY_ONE_THREAD.contains(kernel) {
+                listed.push(*kernel);
+            } else if found == Found::Nowhere {
+                unnoticed.push(format!("{kernel}: `{}`, PTX line {}", site.text, site.line));
+            }
+        }
+    }
+    for (found, count) in &table {
+        println!("{family}: {DELETED} under sm_90a: {found:?}: {count}");
+    }
+    assert!(table.keys().any(|found| *found < Found::Nowhere), "{family}: nothing {DELETED}");
+    assert!(unnoticed.is_empty(), "unnoticed:\n{}", unnoticed.join("\n"));
+    // One barrier each, neither more nor less.
+    let expected: Vec<&str> = SUMMED_BY_ONE_THREAD.iter().copied().filter(|listed| kernels.contains(listed)).collect();
+    assert_eq!(listed, expected, "{family}");
+}
+
+mod sm90 {
+    macro_rules! families {
+        ($($family:ident)*) => { $(#[test] fn $family() { super::check_sm90(stringify!($family)); })* }
+    }
+    families! { backward decode encode dual redundancy product statistics }
 }
 
 /// No entry is about what does not exist.

@@ -25,6 +25,10 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// The source is memory of this device.
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()>;
+    /// Which mainloop the products of this device's kernels have.
+    fn mainloop(&self) -> Mainloop;
+    /// What bulk copies need to know of a tensor; asked for only under [`Mainloop::Sm90`].
+    fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap>;
     /// Enqueues a kernel.
     ///
     /// # Safety
@@ -45,6 +49,41 @@ pub trait Driver: Send + Sync {
     /// For messages.
     fn name(&self) -> String;
 }
+
+/// A mainloop of `kernels/gemm.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mainloop {
+    /// `kernels/gemm_sm80.cuh`: cp.async and mma.sync.
+    Sm80,
+    /// `kernels/gemm_sm90.cuh`: TMA and wgmma, in as many blocks as there are multiprocessors, in clusters of two.
+    Sm90 {
+        /// Of the device; not less than 2.
+        multiprocessors: u32,
+        /// A product of at most so many stages (each of depth 64, for each pair of planes) is computed by warpgroups in turn, of which
+        /// one runs the epilogue while the other multiplies; a longer one by both together.
+        pingpong_stages: u32,
+    },
+}
+
+/// A tensor of 16-bit elements that is copied in boxes of 64 lines of 64 elements, zeros beyond its ends, to lines of 128 bytes with a
+/// swizzle as wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tensor {
+    /// Of the first element; a multiple of 16.
+    pub address: u64,
+    /// Elements of a line, lines of a plane, planes; none is 0.
+    pub extents: [u64; 3],
+    /// From line to line and from plane to plane, in bytes; multiples of 16 below 2⁴⁰.
+    pub strides: [u64; 2],
+}
+
+impl Tensor {
+    /// Elements of a line and lines of a box.
+    pub const BOX: u32 = 64;
+}
+
+/// A [`Tensor`] as the device's bulk copies take it.
+pub type TensorMap = [u64; 16];
 
 /// The 16-bit types that a library multiplies as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,6 +143,8 @@ pub struct Launch {
     pub kernel: &'static str,
     /// Blocks along x and y; neither is 0.
     pub grid: [u32; 2],
+    /// Blocks of a cluster along x, as the kernel was compiled for; 1 without clusters.
+    pub cluster: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
@@ -114,14 +155,14 @@ pub struct Launch {
 
 /// A kernel's only argument: a struct by value.
 #[derive(Debug, Clone, Copy)]
-#[repr(C, align(16))]
+#[repr(C, align(64))]
 pub struct Argument {
     bytes: [u8; Self::CAPACITY],
     len: usize,
 }
 
 impl Argument {
-    const CAPACITY: usize = 256;
+    const CAPACITY: usize = 512;
 
     pub(super) fn new<T: Pod>(value: &T) -> Self {
         Self { bytes: [0; Self::CAPACITY], len: 0 }.then(value)
@@ -133,6 +174,12 @@ impl Argument {
         let value = bytemuck::bytes_of(value);
         self.bytes[self.len..self.len + value.len()].copy_from_slice(value);
         self.len += value.len();
+        self
+    }
+
+    /// Ends a struct that is aligned to `alignment` bytes.
+    pub(super) fn aligned(mut self, alignment: usize) -> Self {
+        self.len = self.len.next_multiple_of(alignment);
         self
     }
 

@@ -1,6 +1,6 @@
 //! The product that carries every family: operands in 16-bit planes, and the launch of `kernels/gemm.cuh` with an epilogue.
 
-use super::driver::{Argument, Launch};
+use super::driver::{Argument, Launch, Mainloop, Tensor, TensorMap};
 use super::memory::{CudaMemory, Layout, View};
 use super::{Core, CudaElement, Precision};
 use crate::element::Element;
@@ -10,10 +10,24 @@ use bytemuck::{Pod, Zeroable};
 
 /// Rows and columns of a block's tile.
 pub(super) const TILE: usize = 128;
-/// Threads of a block.
+/// Threads that finish a tile, and of most blocks.
 pub(super) const THREADS: u32 = 256;
-/// Shared memory of a block.
-pub(super) const SHARED_BYTES: u32 = (TILE * (TILE + 8) * 4) as u32;
+/// Shared memory of a tile.
+pub(super) const TILE_BYTES: u32 = (TILE * (TILE + 8) * 4) as u32;
+/// Shared memory of a product's block; the most that any kernel asks for.
+pub(super) fn shared_bytes(mainloop: Mainloop) -> u32 {
+    match mainloop {
+        // The tile takes the place of the stages.
+        Mainloop::Sm80 => TILE_BYTES,
+        // Stages, tile, barriers.
+        Mainloop::Sm90 { .. } => (144 << 10) + TILE_BYTES + 12 * 8,
+    }
+}
+/// Rows and columns that a cluster of the second mainloop computes, and its blocks.
+const SQUARE: usize = 2 * TILE;
+const CLUSTER: u32 = 2;
+/// Depth of its stages.
+const STAGE_DEPTH: usize = 64;
 /// Rows that a product over rows sums at a time, by the planes of its operands: it bounds the scratch and the length of `f32` sums. Tensor
 /// cores may cut a sum instead of rounding it, once for 16 rows: within a thousand rows that costs no more than a hundred units in the last
 /// place, which rounding to one plane hides four times over.
@@ -21,7 +35,7 @@ pub(super) fn rows_at_a_time(planes: u32) -> usize {
     if planes > 1 { 1024 } else { 4096 }
 }
 
-/// A 16-bit operand, as `Operand` of `kernels/gemm.cuh`.
+/// A 16-bit operand, as `Operand` of `kernels/gemm_sm80.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct OperandArgument {
@@ -30,12 +44,10 @@ struct OperandArgument {
     plane_stride: i64,
 }
 
-/// `Gemm` of `kernels/gemm.cuh`.
+/// What `Gemm` of `kernels/gemm_sm80.cuh` and of `kernels/gemm_sm90.cuh` have in common, after the operands.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct GemmArgument {
-    left: OperandArgument,
-    right: OperandArgument,
     rows: i32,
     cols: i32,
     depth: i32,
@@ -78,12 +90,25 @@ pub(super) struct Affine {
 pub(super) struct Planes {
     argument: OperandArgument,
     count: u32,
+    /// Of a plane, as it stands in memory.
+    rows: usize,
+    cols: usize,
 }
 
 impl Planes {
     /// An operand of a product of depth 0.
     pub(super) const NONE: Self =
-        Self { argument: OperandArgument { address: 0, row_stride: 0, plane_stride: 0 }, count: 0 };
+        Self { argument: OperandArgument { address: 0, row_stride: 0, plane_stride: 0 }, count: 0, rows: 0, cols: 0 };
+
+    /// The planes as bulk copies see them.
+    fn tensor(&self) -> Tensor {
+        let OperandArgument { address, row_stride, plane_stride } = self.argument;
+        // A single row or plane has a stride of any length, but bulk copies want one.
+        let row = (row_stride as u64 * 2).next_multiple_of(16);
+        let plane = if self.count > 1 { plane_stride as u64 * 2 } else { row };
+        let planes = stored_planes(self.count);
+        Tensor { address, extents: [self.cols as u64, self.rows as u64, planes.into()], strides: [row, plane] }
+    }
 }
 
 /// A matrix as an operation has it: any storage type, any stride.
@@ -130,9 +155,13 @@ impl Extents {
     pub(super) fn only(self, region: Region) -> Self {
         Self { region, ..self }
     }
-    /// Blocks of the product.
+    /// Tiles of the product.
     pub(super) fn tiles(&self) -> usize {
-        let (rows, cols) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
+        self.blocks_of(TILE)
+    }
+    /// Blocks of so many rows and columns that hold the product.
+    fn blocks_of(&self, side: usize) -> usize {
+        let (rows, cols) = (self.rows.div_ceil(side), self.cols.div_ceil(side));
         match self.region {
             Region::Full => rows * cols,
             Region::Upper | Region::AboveDiagonal => rows * (rows + 1) / 2,
@@ -146,10 +175,14 @@ fn plane_row(cols: usize) -> Result<usize> {
     cols.checked_next_multiple_of(8).ok_or(Error::Overflow { what: "the workspace" })
 }
 
-/// Takes the room of a matrix in planes, and of the first once more without what is not finite if there are several.
+/// Planes in memory: the first once more without what is not finite if there are several.
+fn stored_planes(planes: u32) -> u32 {
+    if planes > 1 { planes + 1 } else { planes }
+}
+
+/// Takes the room of a matrix in planes.
 pub(super) fn take_planes(layout: &mut Layout, planes: u32, rows: usize, cols: usize) -> Result<u64> {
-    let planes = if planes > 1 { planes + 1 } else { planes };
-    let rows = rows.checked_mul(planes as usize).ok_or(Error::Overflow { what: "the workspace" })?;
+    let rows = rows.checked_mul(stored_planes(planes) as usize).ok_or(Error::Overflow { what: "the workspace" })?;
     layout.take::<u16>(rows, plane_row(cols)?)
 }
 
@@ -206,7 +239,8 @@ impl Core {
         let source = Source::new(matrix);
         let View { address, row_stride } = source.view;
         if E::IS_16_BIT && address % 16 == 0 && (row_stride % 8 == 0 || source.rows <= 1) {
-            return Ok(Planes { argument: OperandArgument { address, row_stride, plane_stride: 0 }, count: 1 });
+            let argument = OperandArgument { address, row_stride, plane_stride: 0 };
+            return Ok(Planes { argument, count: 1, rows: source.rows, cols: source.cols });
         }
         self.split(E::RAW_KERNEL, source, Affine::default(), raw_planes::<E>(), out)
     }
@@ -227,7 +261,8 @@ impl Core {
             padding: 0,
         };
         self.launch(kernel, elementwise(rows, row_stride)?, THREADS, 0, Argument::new(&argument))?;
-        Ok(Planes { argument: OperandArgument { address: out, row_stride: row_stride as i64, plane_stride }, count })
+        let argument = OperandArgument { address: out, row_stride: row_stride as i64, plane_stride };
+        Ok(Planes { argument, count, rows, cols })
     }
 
     /// left·right with an epilogue.
@@ -251,9 +286,7 @@ impl Core {
                 segments += 1;
             }
         }
-        let argument = GemmArgument {
-            left: left.argument,
-            right: right.argument,
+        let gemm = GemmArgument {
             rows: extent(extents.rows)?,
             cols: extent(extents.cols)?,
             depth: extent(extents.depth)?,
@@ -263,8 +296,28 @@ impl Core {
             region: extents.region as u32,
             padding: 0,
         };
-        let grid = [blocks(extents.tiles())?, 1];
-        self.launch(kernel, grid, THREADS, SHARED_BYTES, Argument::new(&argument).then(epilogue))
+        let mainloop = self.driver.mainloop();
+        let (grid, cluster, threads, argument) = match mainloop {
+            Mainloop::Sm80 => {
+                let operands = Argument::new(&left.argument).then(&right.argument);
+                (blocks(extents.tiles())?, 1, THREADS, operands.then(&gemm).then(epilogue))
+            }
+            Mainloop::Sm90 { multiprocessors, pingpong_stages } => {
+                // Nothing is copied of operands that have no elements.
+                let is_empty = extents.rows == 0 || extents.cols == 0 || extents.depth == 0;
+                let map = |planes: Planes| -> Result<TensorMap> {
+                    if is_empty { Ok([0; 16]) } else { self.driver.tensor_map(&planes.tensor()) }
+                };
+                let operands = Argument::new(&map(left)?).then(&map(right)?);
+                let squares = blocks(extents.blocks_of(SQUARE))?;
+                let stages = extents.depth.div_ceil(STAGE_DEPTH) * segments as usize;
+                let in_turn = u32::from(stages <= pingpong_stages as usize);
+                let argument = operands.then(&gemm).then(&[squares, in_turn]).aligned(64).then(epilogue).aligned(64);
+                (CLUSTER * squares.min(multiprocessors / CLUSTER), CLUSTER, THREADS + 128, argument)
+            }
+        };
+        let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));
+        self.enqueue(Launch { kernel, grid, cluster, threads, shared_bytes, argument })
     }
 
     /// A kernel with one thread for each of `count` elements.
@@ -277,7 +330,7 @@ impl Core {
         self.launch(kernel, [blocks(rows.div_ceil(8))?, 1], 256, 0, Argument::new(argument))
     }
 
-    /// Enqueues a kernel, unless there is nothing to do.
+    /// Enqueues a kernel without clusters.
     pub(super) fn launch(
         &self,
         kernel: &'static str,
@@ -286,11 +339,16 @@ impl Core {
         shared_bytes: u32,
         argument: Argument,
     ) -> Result<()> {
-        if grid.contains(&0) {
+        self.enqueue(Launch { kernel, grid, cluster: 1, threads, shared_bytes, argument })
+    }
+
+    /// Enqueues a kernel, unless there is nothing to do.
+    fn enqueue(&self, launch: Launch) -> Result<()> {
+        if launch.grid.contains(&0) {
             return Ok(());
         }
         // SAFETY: the operations pass each kernel the struct of its name, made of addresses that their arguments borrow or that lie in
         // the workspace, within the extents that were checked.
-        unsafe { self.driver.launch(&Launch { kernel, grid, threads, shared_bytes, argument }) }
+        unsafe { self.driver.launch(&launch) }
     }
 }

@@ -1,7 +1,8 @@
 //! [`Driver`] over a real GPU, through cudarc.
 
 use super::blas::Blas;
-use super::driver::{Driver, Launch, PlainProduct};
+use super::driver::{Driver, Launch, Mainloop, PlainProduct, Tensor, TensorMap};
+use super::gemm::shared_bytes;
 use super::image::{self, FAMILIES};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
@@ -9,14 +10,16 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
-/// Dynamic shared memory that a kernel may ask for.
-const MAX_SHARED_BYTES: i32 = super::gemm::SHARED_BYTES as i32;
+/// A depth of 2048: from there on the epilogue is less than a quarter of a tile's time, and the L2 is asked for less by warpgroups that
+/// multiply together. Not yet measured.
+const PINGPONG_STAGES: u32 = 32;
 
 /// A stream and the kernels loaded into its context.
 pub(super) struct Hardware {
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
+    mainloop: Mainloop,
     /// Opened when first asked for: the library is large, and `f32` has no use for it.
     blas: OnceLock<Option<Blas>>,
 }
@@ -77,24 +80,33 @@ impl Hardware {
         probe(ordinal)?;
         let context = CudaContext::new(ordinal).map_err(failed("making a context"))?;
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        Self::on_stream(stream)
+        Self::on_stream(stream, false)
     }
 
-    pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+    /// `portable`: the kernels that run everywhere, whatever the device.
+    pub(super) fn on_stream(stream: Arc<CudaStream>, portable: bool) -> Result<Self> {
         probe(stream.context().ordinal())?;
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("binding the context"))?;
-        let mut loaded = Self { stream, modules: Vec::new(), functions: HashMap::new(), blas: OnceLock::new() };
+        let capability = context.compute_capability().map_err(failed("asking for the compute capability"))?;
+        let mainloop = if capability == (9, 0) && !portable && image::has_sm90() {
+            let multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            let multiprocessors = context.attribute(multiprocessors).map_err(failed("counting multiprocessors"))?;
+            Mainloop::Sm90 { multiprocessors: multiprocessors.max(2) as u32, pingpong_stages: PINGPONG_STAGES }
+        } else {
+            Mainloop::Sm80
+        };
+        let (modules, functions) = (Vec::new(), HashMap::new());
+        let mut loaded = Self { stream, modules, functions, mainloop, blas: OnceLock::new() };
         for (family, kernels) in FAMILIES {
-            let image = image::IMAGES.iter().find(|(name, _)| name == family).map(|(_, image)| *image);
-            let image = image.ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
+            let image = image::of(family, mainloop).ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
             // The driver reads 8-byte words; an embedded file has no alignment.
             let mut aligned = vec![0u64; image.len().div_ceil(8)];
             bytemuck::cast_slice_mut::<_, u8>(&mut aligned)[..image.len()].copy_from_slice(image);
             // SAFETY: a whole fatbin.
             let module = unsafe { result::module::load_data(aligned.as_ptr().cast()) }.map_err(|error| {
                 if error.0 == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
-                    let (major, minor) = context.compute_capability().unwrap_or((0, 0));
+                    let (major, minor) = capability;
                     Error::NoImage { device: context.name().unwrap_or_default(), major, minor }
                 } else {
                     failed("loading the kernels")(error)
@@ -108,7 +120,7 @@ impl Hardware {
                     unsafe { result::module::get_function(module, name) }.map_err(failed("finding a kernel"))?;
                 let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: a function of a loaded module.
-                unsafe { result::function::set_function_attribute(function, attribute, MAX_SHARED_BYTES) }
+                unsafe { result::function::set_function_attribute(function, attribute, shared_bytes(mainloop) as i32) }
                     .map_err(failed("asking for shared memory"))?;
                 loaded.functions.insert(kernel, function);
             }
@@ -184,6 +196,34 @@ impl Driver for Hardware {
         let copied = unsafe { result::memcpy_dtoh_async(target, source, self.stream.cu_stream()) };
         let waited = self.stream.synchronize();
         copied.and(waited).map_err(failed("copying from the device"))
+    }
+
+    fn mainloop(&self) -> Mainloop {
+        self.mainloop
+    }
+
+    fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays are as long as the rank says; the address is not followed.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                3,
+                tensor.address as *mut c_void,
+                tensor.extents.as_ptr(),
+                tensor.strides.as_ptr(),
+                [Tensor::BOX, Tensor::BOX, 1].as_ptr(),
+                [1, 1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("describing an operand"))?;
+        Ok(map.opaque)
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {

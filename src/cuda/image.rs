@@ -1,5 +1,7 @@
 //! The kernels: which there are, and their compiled images, embedded by `build.rs`.
 
+use super::driver::Mainloop;
+
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The kernels of each `kernels/*.cu`: those that there is one of, and those that there is one of for each storage type.
@@ -33,4 +35,16 @@ families! {
     redundancy { ; redundancy_primal redundancy_dual row_norms through_norms }
     decode { ; decode decode_backward }
     optimizer { ; sgd adam }
+}
+
+/// Whether the build made the images of compute capability 9.0.
+pub(super) fn has_sm90() -> bool {
+    IMAGES.iter().any(|(name, _)| name.ends_with("_sm90"))
+}
+
+/// The image of a family: the one with this mainloop where the family has products.
+pub(super) fn of(family: &str, mainloop: Mainloop) -> Option<&'static [u8]> {
+    let find = |wanted: &str| IMAGES.iter().find(|(name, _)| *name == wanted).map(|(_, image)| *image);
+    let sm90 = if mainloop == Mainloop::Sm80 { None } else { find(&format!("{family}_sm90")) };
+    sm90.or_else(|| find(family))
 }

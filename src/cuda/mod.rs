@@ -1,6 +1,7 @@
 //! The CUDA backend: hand-written kernels on the caller's stream.
 //!
-//! One product (`kernels/gemm.cuh`) carries all families; an operation is an epilogue on it. Storage is `f32`, `bf16` or `f16`; sums are
+//! One product (`kernels/gemm.cuh`), with a mainloop for compute capability 9.0 and one for all else, carries all families; an operation is
+//! an epilogue on it. Storage is `f32`, `bf16` or `f16`; sums are
 //! `f32` within a tile and `f64` over tiles, each in a slot with one writer, folded in a fixed order. Operations only enqueue.
 //!
 //! `f32` operands are split into three bf16 planes and multiplied as six bf16 products, which keeps the accuracy of `f32` arithmetic.
@@ -113,7 +114,8 @@ pub enum Products {
 /// All work goes to one stream, in order. Buffers of other origin enter by [`view`](Self::view) and [`view_mut`](Self::view_mut).
 /// Results are bitwise the same each time on the same GPU model.
 ///
-/// Every operation of the table is there. `wgmma`, TMA and a single launch for tiny steps are not used yet.
+/// Every operation of the table is there. On compute capability 9.0 products use `wgmma` and TMA, elsewhere `mma.sync` and `cp.async`. A single
+/// launch for tiny steps is not there yet.
 ///
 /// Plain products of `bf16` and `f16` go to cuBLASLt if it is there: see [`Products`].
 ///
@@ -219,7 +221,13 @@ impl<E: CudaElement> Cuda<E> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        Ok(Self::on_hardware(Hardware::on_stream(stream)?))
+        Ok(Self::on_hardware(Hardware::on_stream(stream, false)?))
+    }
+
+    /// As [`on_stream`](Self::on_stream), with the kernels that run everywhere whatever the device: to compare.
+    #[doc(hidden)]
+    pub fn with_portable_kernels(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self::on_hardware(Hardware::on_stream(stream, true)?))
     }
 
     fn on_hardware(hardware: Hardware) -> Self {

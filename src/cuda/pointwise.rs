@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::driver::Argument;
-use super::gemm::{Extents, SHARED_BYTES, THREADS, blocks, extent};
+use super::gemm::{Extents, TILE_BYTES, THREADS, blocks, extent};
 use super::memory::View;
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
@@ -27,6 +27,6 @@ impl Core {
     ) -> Result<()> {
         let pointwise = Pointwise { source, rows: extent(rows)?, cols: extent(cols)? };
         let grid = [blocks(Extents::full(rows, cols, 0).tiles())?, 1];
-        self.launch(kernel, grid, THREADS, SHARED_BYTES, Argument::new(&pointwise).then(epilogue))
+        self.launch(kernel, grid, THREADS, TILE_BYTES, Argument::new(&pointwise).then(epilogue))
     }
 }

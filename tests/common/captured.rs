@@ -3,7 +3,7 @@
 
 use super::emulated::Emulated;
 use sae_kernels::Result;
-use sae_kernels::cuda_driver::{Driver, Launch, PlainProduct};
+use sae_kernels::cuda_driver::{Driver, Launch, Mainloop, PlainProduct, Tensor, TensorMap};
 use std::sync::Mutex;
 
 /// What a stream is given to do.
@@ -80,6 +80,12 @@ impl Driver for Capturing {
         self.must_not_capture("a download");
         // SAFETY: the caller's promise.
         unsafe { self.device.download(source, target) }
+    }
+    fn mainloop(&self) -> Mainloop {
+        self.device.mainloop()
+    }
+    fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
+        self.device.tensor_map(tensor)
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         if self.keep(Enqueued::Launch(Box::new(*launch))) {

@@ -3,21 +3,31 @@
 
 use super::staged::Staged;
 use super::{Under, Where};
-use ptx_emulator::{Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, PTX_DIR, PlainProduct, Storage};
+use ptx_emulator::{
+    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule, Swizzle,
+    TensorElement,
+};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Storage, Tensor, TensorMap};
 use sae_kernels::operations::Layout;
 use sae_kernels::{Cuda, CudaElement, Element, bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+/// The PTX of a family with this mainloop, as the build left it; families without products have one for all.
+pub fn ptx(family: &str, mainloop: Mainloop) -> String {
+    let folder = PTX_DIR.expect("the build left PTX");
+    let sm90 = format!("{folder}/{family}_sm90.ptx");
+    let is_sm90 = mainloop != Mainloop::Sm80 && std::path::Path::new(&sm90).exists();
+    std::fs::read_to_string(if is_sm90 { sm90 } else { format!("{folder}/{family}.ptx") }).unwrap()
+}
+
 /// Every kernel, by its name.
-fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
-    static MODULES: OnceLock<HashMap<&'static str, Arc<Module>>> = OnceLock::new();
-    MODULES.get_or_init(|| {
-        let folder = PTX_DIR.expect("the build left PTX");
+fn modules(mainloop: Mainloop) -> &'static HashMap<&'static str, Arc<Module>> {
+    static MODULES: [OnceLock<HashMap<&'static str, Arc<Module>>>; 2] = [OnceLock::new(), OnceLock::new()];
+    MODULES[usize::from(mainloop != Mainloop::Sm80)].get_or_init(|| {
         let mut modules = HashMap::new();
         for (family, kernels) in FAMILIES {
-            let text = std::fs::read_to_string(format!("{folder}/{family}.ptx")).unwrap();
+            let text = ptx(family, mainloop);
             let module = Arc::new(Module::parse(&text).unwrap_or_else(|error| panic!("{family}.ptx: {error}")));
             let mut expected = kernels.to_vec();
             expected.sort_unstable();
@@ -32,6 +42,7 @@ fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
 pub struct Emulated {
     device: Mutex<Device>,
     library: Option<Library>,
+    mainloop: Mainloop,
 }
 
 /// Answers plain products as cuBLASLt would: sums of f64, rounded once.
@@ -47,7 +58,18 @@ impl Emulated {
     pub fn new(options: Options) -> Self {
         // What the smallest of the GPUs has.
         let device = Device::new(Options { shared_limit: 99 << 10, ..options });
-        Self { device: Mutex::new(device), library: None }
+        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80 }
+    }
+
+    /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of 256×256. Products of at most
+    /// `pingpong_stages` stages are computed by warpgroups in turn.
+    pub fn sm90(options: Options, pingpong_stages: u32) -> Self {
+        let device = Device::new(Options { shared_limit: 227 << 10, ..options });
+        Self {
+            device: Mutex::new(device),
+            library: None,
+            mainloop: Mainloop::Sm90 { multiprocessors: 2, pingpong_stages },
+        }
     }
 
     /// With a library that computes those plain products that it `takes`.
@@ -67,7 +89,7 @@ impl Emulated {
 
     /// Runs a kernel, and panics at the first broken rule.
     pub fn run(&self, launch: &Launch) -> LaunchStats {
-        let result = launch_on(&mut self.device.lock().unwrap(), &modules()[launch.kernel], launch);
+        let result = launch_on(&mut self.device.lock().unwrap(), &modules(self.mainloop)[launch.kernel], launch);
         result.unwrap_or_else(|fault| panic!("{fault}"))
     }
 }
@@ -116,7 +138,7 @@ pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Resul
         block: [launch.threads, 1, 1],
         shared_bytes: launch.shared_bytes,
         cooperative: false,
-        cluster: [1; 3],
+        cluster: [launch.cluster, 1, 1],
     };
     device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
 }
@@ -144,6 +166,16 @@ impl Driver for Emulated {
         target.copy_from_slice(&self.device.lock().unwrap().read(source, target.len()).unwrap());
         Ok(())
     }
+    fn mainloop(&self) -> Mainloop {
+        self.mainloop
+    }
+    fn tensor_map(&self, tensor: &Tensor) -> Outcome<TensorMap> {
+        let Tensor { address, extents, strides } = tensor;
+        let shape = [Tensor::BOX, Tensor::BOX, 1];
+        let map = ptx_emulator::TensorMap::new(TensorElement::Bf16, *address, extents, strides, &shape);
+        let bytes = map.swizzle(Swizzle::B128).to_bytes().unwrap_or_else(|error| panic!("{tensor:?}: {error}"));
+        Ok(std::array::from_fn(|i| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap())))
+    }
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
         self.run(launch);
         Ok(())
@@ -166,8 +198,13 @@ impl Driver for Emulated {
         Ok(true)
     }
     fn name(&self) -> String {
-        "an emulated GPU".into()
+        if self.mainloop == Mainloop::Sm80 { "an emulated GPU".into() } else { "an emulated GPU of 9.0".into() }
     }
+}
+
+/// The CUDA backend on an emulated GPU of compute capability 9.0.
+pub fn cuda_sm90<E: CudaElement>(options: Options, pingpong_stages: u32) -> Cuda<E> {
+    Cuda::on_driver(Arc::new(Emulated::sm90(options, pingpong_stages)))
 }
 
 /// The CUDA backend on an emulated GPU.
@@ -182,7 +219,10 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
         return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
     let under = Under::new(format!("{} on an emulated GPU", E::NAME), || Staged(cuda(Options::default())));
-    vec![under.on(Where::EmulatedGpu)]
+    // Some products are computed one way, some the other: f32 has six pairs of planes.
+    let sm90 = || Staged(cuda_sm90(Options::default(), 3));
+    let sm90 = Under::new(format!("{} on an emulated GPU of 9.0", E::NAME), sm90);
+    vec![under.on(Where::EmulatedGpu), sm90.on(Where::EmulatedGpu)]
 }
 
 /// Schedules, landings of copies and roundings that a kernel must not mind.
