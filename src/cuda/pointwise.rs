@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::driver::Argument;
-use super::gemm::{Extents, TILE_BYTES, THREADS, blocks, extent};
+use super::gemm::{Extents, THREADS, TILE_BYTES, blocks, extent};
 use super::memory::View;
 use crate::error::Result;
 use bytemuck::{Pod, Zeroable};
