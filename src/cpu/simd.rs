@@ -989,11 +989,10 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn split_power(self, x: [f32; 4]) -> ([f32; 4], [f32; 4]) {
-        let power = |x: f32| (x.to_bits() as i32 - ROOT_OF_HALF) >> 23;
-        (
-            lanes!(|i| f32::from_bits((x[i].to_bits() as i32 - (power(x[i]) << 23)) as u32)),
-            lanes!(|i| power(x[i]) as f32),
-        )
+        // Also for what is no positive normal number, whose lanes are thrown away.
+        let power = |x: f32| (x.to_bits() as i32).wrapping_sub(ROOT_OF_HALF) >> 23;
+        let mantissa = |x: f32| f32::from_bits(x.to_bits().wrapping_sub((power(x) as u32) << 23));
+        (x.map(mantissa), lanes!(|i| power(x[i]) as f32))
     }
     #[inline(always)]
     fn where_less(self, x: [f32; 4], y: [f32; 4], then: [f32; 4], other: [f32; 4]) -> [f32; 4] {
