@@ -32,9 +32,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from gpu_names import NAMES, OURS
 from problem import Problem, Results, Shape
 
-OURS = "ours"
 FEWEST = 60
 # Largest relative errors. In 16 bits the rounded activations count, which the truth does not round.
 TOLERANCES = {"f32": 1e-4, "tf32": 1e-4, "bf16": 5e-2, "f16": 1e-2}
@@ -69,10 +69,6 @@ WORK = [
     ("65536,1024,4096", "bf16", "step products"),
     ("8192,768,6144", "tf32 f32", "step"),
 ]
-NAMES = {
-    OURS: "sae-kernels", "eager": "PyTorch", "compile": "torch.compile", "manual": "torch.compile, gradient by hand",
-    "unfused": "torch.compile, not fused", "cce": "cut-cross-entropy", "liger": "Liger", "cublas": "cuBLAS (torch.matmul)",
-}
 
 Call = Callable[[], Any]
 

@@ -93,7 +93,8 @@ def python(script: str, *arguments: str) -> list[str]:
 
 def device(out: Path) -> list[Step]:
     smi = [Step(["nvidia-smi", "-q", "-d", "CLOCK,POWER,PERFORMANCE,MEMORY"])] if shutil.which("nvidia-smi") else []
-    return [*smi, Step(python("peers/gpu.py", "ceilings", "--out", str(out / "ceilings.json")))]
+    # Once by PyTorch, where it is there, and once by our benchmark.
+    return [*smi, Step(python("peers/gpu.py", "ceilings", "--out", str(out / "ceilings.json"))), benchmark(out / "ceilings", "cuda-ceiling")]
 
 
 def tests(out: Path) -> list[Step]:
@@ -119,14 +120,18 @@ def conformance(out: Path) -> list[Step]:
     return [Step([str(PROGRAMS / "cuda_hardware"), "--exact", "conformance"], variables)]
 
 
-def benches(out: Path) -> list[Step]:
-    for old in (out / "criterion", out / "peaks.jsonl"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    variables = {"SAE_KERNELS_REQUIRE_GPU": "1", "CRITERION_HOME": str(out / "criterion"),
-                 "SAE_KERNELS_PEAKS": str(out / "peaks.jsonl")}
+def benchmark(folder: Path, what: str) -> Step:
+    """Benchmarks with such names, whose samples and peaks the folder then has."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    variables = {"SAE_KERNELS_REQUIRE_GPU": "1", "CRITERION_HOME": str(folder / "criterion"), "SAE_KERNELS_PEAKS": str(folder / "peaks.jsonl")}
     # A sample is a mean over many calls.
     options = ["--sample-size", "60", "--measurement-time", "1", "--nresamples", "2000"]
-    return [Step([str(PROGRAMS / "kernels"), "--bench", *options, "cuda-"], variables)]
+    return Step([str(PROGRAMS / "kernels"), "--bench", *options, what], variables)
+
+
+def benches(out: Path) -> list[Step]:
+    return [benchmark(out / "benches", "cuda-")]
 
 
 def peers(out: Path) -> list[Step]:
@@ -178,6 +183,8 @@ def run_step(step: Step, limit: float, log: Path) -> dict[str, object]:
         child.send_signal(signal.SIGTERM)
         child.wait()
         raise
+    finally:
+        child.stdout.close()
     # What cargo's test programs and libtest-mimic print at the end.
     counts = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", "".join(text))
     seconds = time.monotonic() - start
@@ -217,8 +224,8 @@ def run_stage(name: str, out: Path, limit: float | None) -> str:
                 record["steps"].append({"command": shown(step.command), "ok": False, "timed_out": True, "seconds": 0.0})
                 print(f"== failed: {shown(step.command)}: no time left", flush=True)
                 continue
-            # Twice its share of what is left: one that hangs leaves time for the others.
-            record["steps"].append(run_step(step, min(left, 2 * left / (len(steps) - at)), log))
+            # Nearly twice its share of what is left, and the last all of it: one that hangs leaves time for the others.
+            record["steps"].append(run_step(step, 2 * left / (len(steps) - at + 1), log))
         passed = all(step["ok"] for step in record["steps"])
         record["status"] = ("emulated" if emulated else "ok") if passed else "failed"
     (out / f"{name}.json").write_text(json.dumps(record, indent=1))
