@@ -78,6 +78,10 @@ class Folder:
     def records(self, kind: str) -> list[Record]:
         return [record for record in self.peers.get("records", []) if record["kind"] == kind]
 
+    def on_gpu(self, kind: str) -> list[Record]:
+        """The records, but those of a rehearsal: no target is met by a CPU."""
+        return self.records(kind) if self.peers.get("device") == "cuda" else []
+
 
 def read(path: Path) -> Any:
     """None if it is not there, or was cut off."""
@@ -135,7 +139,7 @@ def encode_alone(folder: Folder) -> Iterable[Verdict]:
     for bench in folder.of("encode", "encode, row loss only bf16"):
         if bench.shape == (4096, 4096, 131072):
             yield verdict(target, "enqueued", f"{bench.rate / 1e12:.0f} TFLOP/s", bench.rate >= 730e12)
-    for record in folder.records("lse"):
+    for record in folder.on_gpu("lse"):
         if record["shape"] == [4096, 4096, 131072] and record["mode"] == "bf16" and (seconds := median(record, OURS)):
             rate = record["flops"] / seconds
             yield verdict(target, "through the C function", f"{rate / 1e12:.0f} TFLOP/s", rate >= 730e12, record["wrong"])
@@ -180,14 +184,14 @@ def tiny(folder: Folder) -> Iterable[Verdict]:
     for bench in folder.of("step", "decoder-free"):
         if bench.shape == shape:
             yield verdict(target, f"enqueued, {bench.name.removeprefix('decoder-free ')}", f"{1e6 * bench.seconds:.1f} µs", bench.seconds <= 30e-6)
-    for record in folder.records("step"):
+    for record in folder.on_gpu("step"):
         seconds = median(record, OURS)
         if tuple(record["shape"]) == shape and record["mode"] != "tf32" and seconds:
             yield verdict(target, f"through the C function with dx, {record['mode']}", f"{1e6 * seconds:.1f} µs", seconds <= 30e-6, record["wrong"])
 
 
 def whole(folder: Folder) -> Iterable[Verdict]:
-    for record in folder.records("step"):
+    for record in folder.on_gpu("step"):
         n, _, h = record["shape"]
         dual = n < h
         target = f"full step: ≥ {4 if dual else 2} × torch.compile" + (" (dual regime)" if dual else "")
@@ -328,7 +332,7 @@ def peers_text(folder: Folder) -> str:
         rows = [row for record in folder.records(kind) for row in record_rows(record)]
         if rows:
             parts.append(f"{title}\n\n{table(['N×D×H', 'mode', *named, *HEADER], rows)}")
-    floors = [[times(record["shape"]), f"{floor:.4g}", f"{1e3 * seconds:.4g}", percent(floor / 1e3 / seconds)] for record in folder.records("step")
+    floors = [[times(record["shape"]), f"{floor:.4g}", f"{1e3 * seconds:.4g}", percent(floor / 1e3 / seconds)] for record in folder.on_gpu("step")
               if record["mode"] == "bf16" and (floor := FLOORS.get(tuple(record["shape"]))) and (seconds := median(record, OURS))]
     if floors:
         header = ["N×D×H", "ms at an H100's ceiling", "ours", "of the floor"]

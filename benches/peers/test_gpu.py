@@ -57,8 +57,8 @@ class Report(unittest.TestCase):
         """Of the targets whose text has this, by where."""
         return {found.where: found.verdict for found in gpu_report.verdicts(Folder(self.path)) if part in found.target}
 
-    def peers(self, *records: dict[str, Any]) -> None:
-        (self.path / "peers-times.json").write_text(json.dumps({"device": "cuda", "records": list(records), "left_out": ["lse: no time left"]}))
+    def peers(self, *records: dict[str, Any], device: str = "cuda") -> None:
+        (self.path / "peers-times.json").write_text(json.dumps({"device": device, "records": list(records), "left_out": ["lse: no time left"]}))
 
     def test_an_empty_folder_has_every_target_and_measured_none(self) -> None:
         found = gpu_report.verdicts(Folder(self.path))
@@ -103,6 +103,11 @@ class Report(unittest.TestCase):
         text = gpu_report.text_of(Folder(self.path), None)
         self.assertIn("does not fit", text)
         self.assertIn("lse: no time left", text)
+
+    def test_a_rehearsal_meets_nothing(self) -> None:
+        self.peers(step([8192, 768, 6144], {"ours": timed(1.0), "compile": timed(2.1)}), device="cpu")
+        self.assertEqual(list(self.verdicts("full step").values()), [UNKNOWN])
+        self.assertIn("rehearsal", gpu_report.text_of(Folder(self.path), None))
 
     def test_wrong_results_meet_nothing(self) -> None:
         self.peers(step([128, 784, 64], {"ours": timed(1e-6), "compile": timed(1.0)}, wrong=True))
