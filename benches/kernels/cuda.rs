@@ -29,10 +29,8 @@ const SHAPES: [Shape; 4] = [
     Shape { rows: 16_384, inputs: 2048, latents: 16_384 },
 ];
 /// Larger ones, in bf16 alone: a long batch, and more latents than rows.
-const LARGE: [Shape; 2] = [
-    Shape { rows: 65_536, inputs: 1024, latents: 4096 },
-    Shape { rows: 8192, inputs: 4096, latents: 32_768 },
-];
+const LARGE: [Shape; 2] =
+    [Shape { rows: 65_536, inputs: 1024, latents: 4096 }, Shape { rows: 8192, inputs: 4096, latents: 32_768 }];
 /// As wide as a vocabulary, for the log-sum-exp alone.
 const WIDE: Shape = Shape { rows: 4096, inputs: 4096, latents: 131_072 };
 /// Each extent of the product that is known as a GPU's ceiling.

@@ -86,7 +86,8 @@ impl<'a> Bench<'a> {
                     "group": group_name, "name": name, "shape": parameter, "work": done, "unit": unit, "peak": peak.get(),
                 });
                 let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-                file.and_then(|mut file| writeln!(file, "{line}")).expect("SAE_KERNELS_PEAKS names a file to append to");
+                file.and_then(|mut file| writeln!(file, "{line}"))
+                    .expect("SAE_KERNELS_PEAKS names a file to append to");
             }
             println!(
                 "      best {:.1} of {:.1} G{unit}: {:.0} % of the peak",

@@ -15,8 +15,8 @@ fn modules() -> &'static HashMap<&'static str, Arc<Module>> {
     static MODULES: OnceLock<HashMap<&'static str, Arc<Module>>> = OnceLock::new();
     MODULES.get_or_init(|| {
         // Where the build left it, unless the program was carried elsewhere.
-        let folder = std::env::var("SAE_KERNELS_PTX_DIR")
-            .unwrap_or_else(|_| PTX_DIR.expect("the build left PTX").to_owned());
+        let folder =
+            std::env::var("SAE_KERNELS_PTX_DIR").unwrap_or_else(|_| PTX_DIR.expect("the build left PTX").to_owned());
         let mut modules = HashMap::new();
         for (family, kernels) in FAMILIES {
             let text = std::fs::read_to_string(format!("{folder}/{family}.ptx")).unwrap();
