@@ -13,7 +13,7 @@ and first calls are not timed.
 
 f32 is PyTorch's default, tf32 lets it multiply in TF32 (ours stays f32), bf16 and f16 are tensors of that type under autocast, with products in
 the type and the rest in f32. All results are compared with autograd of the same loss in float64, at the shape itself or, where that does not
-fit, with n and h halved until it does. The exit status is 3 if ours are wrong. The file is written after each shape.
+fit, with n and h halved until it does. The exit status is 3 if ours are wrong or missing. The file is written after each shape.
 """
 
 from __future__ import annotations
@@ -320,6 +320,7 @@ class Ours:
         from competitors import Library
 
         self.library = Library(path)
+        self.version = self.library.version
         if device == "cuda":
             import torch
 
@@ -334,6 +335,19 @@ class Ours:
         call = self.library.call(function, self.context, shape, whole, *pointers)
         call.tensors = tensors
         return call
+
+
+class Missing:
+    """In the place of ours where there is no library or no context: the peers are timed all the same."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def version(self) -> str:
+        return f"not there: {self.error}"
+
+    def call(self, *arguments: Any) -> Any:
+        raise self.error
 
 
 # Errors
@@ -549,7 +563,7 @@ def write(path: Path | None, value: Any) -> None:
 
 def progress(record: dict[str, Any]) -> str:
     n, d, h = record["shape"]
-    lines = [f"\n{record['kind']} {record.get('name', '')} {n}×{d}×{h} {record['mode']}" + (" WRONG" if record["wrong"] else "")]
+    lines = [f"\n{record['kind']} {record.get('name', '')} {n}×{d}×{h} {record['mode']}" + (" WRONG OR MISSING" if record["wrong"] else "")]
     for key, found in record["found"].items():
         if "warm" not in found:
             lines.append(f"  {NAMES[key]:34} {found.get('note', '–')}")
@@ -570,8 +584,12 @@ def peers(options: argparse.Namespace) -> int:
     import torch
 
     torch.manual_seed(0)
-    ours = Ours(options.lib, options.device)
-    run: dict[str, Any] = {"facts": facts(), "device": options.device, "library": ours.library.version(), "records": [], "left_out": []}
+    try:
+        ours: Any = Ours(options.lib, options.device)
+    except (OSError, AttributeError, RuntimeError) as error:
+        print(f"ours is missing: {error}", file=sys.stderr, flush=True)
+        ours = Missing(error)
+    run: dict[str, Any] = {"facts": facts(), "device": options.device, "library": ours.version(), "records": [], "left_out": []}
     work = work_of(options)
     kinds = {"step": compare_steps, "lse": compare_lse, "product": compare_products, "products": compare_products}
     crashed = False
@@ -599,7 +617,7 @@ def peers(options: argparse.Namespace) -> int:
     print("\n".join(["", *run["left_out"], f"{time.monotonic() - start:.0f} s in all"]))
     bad = [record for record in run["records"] if record["wrong"]]
     for record in bad:
-        print(f"wrong results of ours: {record['kind']} {Shape(*record['shape'])} {record['mode']}: {record['found'].get(OURS)}")
+        print(f"wrong or missing results of ours: {record['kind']} {Shape(*record['shape'])} {record['mode']}: {record['found'].get(OURS)}")
     return 3 if bad else 1 if crashed else 0
 
 

@@ -312,7 +312,7 @@ def record_rows(record: Record) -> Iterable[list[str]]:
         if "warm" not in found:
             yield [*where, found.get("note", "–"), "", "", "", errors_cell(record, found)]
             continue
-        bad = "**wrong** " if key == OURS and record["wrong"] else ""
+        bad = "**wrong or missing** " if key == OURS and record["wrong"] else ""
         relative = f"{found['warm']['median'] / base:.2f} ×" if base else "–"
         yield [*where, duration(found["cold"]), duration(found["warm"]), f"{record['flops'] / found['warm']['median'] / 1e12:.3g}", relative,
                bad + errors_cell(record, found)]
@@ -394,7 +394,9 @@ def draw(folder: Folder, path: Path) -> bool:
             continue
         shape = Shape(*bench.shape)
         flops = float(operation.flops(*shape))
-        found.append(roofline.Point(operation, shape, flops / (2.0 * operation.floats(*shape)), flops / bench.seconds))
+        # All in bf16, though some results are f32; of what is bound by memory the benchmark knows the bytes.
+        moved = bench.work if bench.unit == "B/s" else 2.0 * operation.floats(*shape)
+        found.append(roofline.Point(operation, shape, flops / moved, flops / bench.seconds))
     if not found or math.isnan(compute) or math.isnan(copy):
         print("no picture: no benchmarks in bf16, or no ceilings")
         return False

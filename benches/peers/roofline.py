@@ -117,10 +117,10 @@ def scaled(value: float) -> str:
 
 
 def panel(axis: Any, title: str, found: list[Point], lines: Lines, shapes: list[Shape]) -> None:
-    compute, copy = lines.compute, lines.copy
-    intensities = np.geomspace(min([0.1, *(p.intensity / 1.5 for p in found)]), 4000, 200)
+    compute, copy, end = lines.compute, lines.copy, max([4000, *(1.5 * point.intensity for point in found)])
+    intensities = np.geomspace(min([0.1, *(p.intensity / 1.5 for p in found)]), end, 200)
     axis.plot(intensities, np.minimum(compute, copy * intensities) / 1e9, color="#555555", linewidth=1.5)
-    axis.annotate(f"{lines.of}: {scaled(compute)}FLOP/s", (4000, compute / 1e9), xytext=(0, 4),
+    axis.annotate(f"{lines.of}: {scaled(compute)}FLOP/s", (end, compute / 1e9), xytext=(0, 4),
                   textcoords="offset points", ha="right", fontsize=9)
     axis.annotate(f"copy: {scaled(copy)}B/s", (1.1, copy * 1.1 / 1e9), xytext=(7, -7),
                   textcoords="offset points", fontsize=9)
