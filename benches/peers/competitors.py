@@ -229,7 +229,8 @@ class Library:
         """
         n, d, h = map(ctypes.c_int64, shape)
         objective, losses = _Objective(1.0, whole, whole, 0.0, VARIANCE_EPS, 0), _Losses()
-        arguments = (context, ctypes.byref(objective), n, d, h, ctypes.c_void_p(x), d, *map(ctypes.c_void_p, pointers), ctypes.byref(losses))
+        arguments = (context, ctypes.byref(objective), n, d, h, ctypes.c_void_p(x), d, *map(ctypes.c_void_p, pointers))
+        arguments += (ctypes.byref(losses),)
         called = getattr(self.functions, f"saek_decoder_free_{function}")
 
         def call() -> float:
@@ -238,7 +239,6 @@ class Library:
                 self.check(code)
             return losses.total
 
-        call.kept = objective  # what a pointer points to
         return call
 
     def step(self, problem: Problem, threads: int) -> Step:

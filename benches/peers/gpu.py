@@ -272,11 +272,10 @@ class Setting:
         import torch
 
         rows = slice(0, min(64, self.problem.shape.n))
-        x, w, b = (tensor.double() for tensor in (self.x[rows], self.w, self.b)) if key == OURS or key == "unfused" else (None,) * 3
-        if x is not None:
-            a = torch.relu(x @ w.T + b)
+        if key in (OURS, "unfused"):
+            a = torch.relu(self.x[rows].double() @ self.w.double().T + self.b.double())
             true = -torch.logsumexp(-a, 1)
-            del x, w, b, a
+            del a
         if key == OURS:
             out = torch.full((self.problem.shape.n,), math.nan, dtype=torch.float32, device=self.device)
             call = self.ours.call(f"forward_{self.mode.ours}", self.problem.shape, False, self.x, self.w, self.b, None, out)
@@ -521,7 +520,8 @@ def compare_products(shape: Shape, mode: str, options: argparse.Namespace, ours:
     torch.set_float32_matmul_precision(MODES[mode].matmul)
     new = lambda rows, cols: torch.rand(rows, cols, device=options.device, dtype=dtype) * 2 - 1
     products = {"x·Wᵀ": (n, h, d, "nt"), "dZᵀ·x": (h, d, n, "tn"), "dZ·W": (n, d, h, "nn")}
-    products |= {"aᵀ·a": (h, h, n, "tn"), "a·M": (n, h, h, "nn")} if n >= h else {"a·aᵀ": (n, n, h, "nt"), "K·a": (n, h, n, "nn")}
+    primal = {"aᵀ·a": (h, h, n, "tn"), "a·M": (n, h, h, "nn")}
+    products |= primal if n >= h else {"a·aᵀ": (n, n, h, "nt"), "K·a": (n, h, n, "nn")}
     records = []
     for name, (rows, cols, depth, layout) in products.items():
         left = new(depth, rows).T if layout[0] == "t" else new(rows, depth)
@@ -563,7 +563,8 @@ def write(path: Path | None, value: Any) -> None:
 
 def progress(record: dict[str, Any]) -> str:
     n, d, h = record["shape"]
-    lines = [f"\n{record['kind']} {record.get('name', '')} {n}×{d}×{h} {record['mode']}" + (" WRONG OR MISSING" if record["wrong"] else "")]
+    verdict = " WRONG OR MISSING" if record["wrong"] else ""
+    lines = [f"\n{record['kind']} {record.get('name', '')} {n}×{d}×{h} {record['mode']}{verdict}"]
     for key, found in record["found"].items():
         if "warm" not in found:
             lines.append(f"  {NAMES[key]:34} {found.get('note', '–')}")
@@ -617,7 +618,8 @@ def peers(options: argparse.Namespace) -> int:
     print("\n".join(["", *run["left_out"], f"{time.monotonic() - start:.0f} s in all"]))
     bad = [record for record in run["records"] if record["wrong"]]
     for record in bad:
-        print(f"wrong or missing results of ours: {record['kind']} {Shape(*record['shape'])} {record['mode']}: {record['found'].get(OURS)}")
+        where = f"{record['kind']} {Shape(*record['shape'])} {record['mode']}"
+        print(f"wrong or missing results of ours: {where}: {record['found'].get(OURS)}")
     return 3 if bad else 1 if crashed else 0
 
 
@@ -632,8 +634,9 @@ def main() -> int:
     parser.add_argument("--modes", help=f"of {', '.join(MODES)}; others are left out")
     parser.add_argument("--peers", default="eager,compile,manual", help="at a step (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=FEWEST, help="of each, cold and warm (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=440.0, help="in all; what is not done by then is left out (default: %(default)s)")
-    parser.add_argument("--perturb", type=float, default=0.0, metavar="E", help="move one element of our dW by E times the largest")
+    parser.add_argument("--seconds", type=float, default=440.0, help="in all; the rest is left out (default: %(default)s)")
+    parser.add_argument("--perturb", type=float, default=0.0, metavar="E",
+                        help="move one element of our dW by E times the largest")
     options = parser.parse_args()
     options.peers = [key for key in options.peers.split(",") if key in NAMES]
     return ceilings(options) if options.what == "ceilings" else peers(options)

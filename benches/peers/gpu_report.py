@@ -22,7 +22,8 @@ STAGES = ["device", "tests", "sanitizer", "conformance", "benches", "peers"]
 FEWEST = 60
 MET, MISSED, UNKNOWN = "met", "**missed**", "not measured"
 # Milliseconds of a step in bf16 with dx, were every product at an H100's ceiling.
-FLOORS = {(8192, 768, 6144): 1.47, (8192, 4096, 32768): 17.5, (16384, 2048, 16384): 20.8, (65536, 1024, 4096): 6.29, (4096, 4096, 131072): 26.8}
+FLOORS = {(8192, 768, 6144): 1.47, (8192, 4096, 32768): 17.5, (16384, 2048, 16384): 20.8, (65536, 1024, 4096): 6.29,
+          (4096, 4096, 131072): 26.8}
 Record = dict[str, Any]
 
 
@@ -109,7 +110,8 @@ def benches(path: Path) -> list[Bench]:
         seconds = [time / calls / 1e9 for time, calls in zip(sample["times"], sample["iters"])]
         low, middle, high = statistics.quantiles(seconds, n=4)
         shape = tuple(map(int, line["shape"].split("x")))
-        found.append(Bench(line["group"], line["name"], shape, middle, low, high, len(seconds), line["work"], line["unit"], line["peak"]))
+        work = (line["work"], line["unit"], line["peak"])
+        found.append(Bench(line["group"], line["name"], shape, middle, low, high, len(seconds), *work))
     return sorted(found, key=lambda bench: (bench.group, bench.name, bench.work))
 
 
@@ -134,8 +136,7 @@ def tests_passed(folder: Folder) -> bool:
     return (folder.stages["tests"] or {}).get("status") == "ok"
 
 
-def encode_alone(folder: Folder) -> Iterable[Verdict]:
-    target = "encode, row loss only, 4096×4096×131072 bf16: ≥ 730 TFLOP/s"
+def encode_alone(target: str, folder: Folder) -> Iterable[Verdict]:
     for bench in folder.of("encode", "encode, row loss only bf16"):
         if bench.shape == (4096, 4096, 131072):
             yield verdict(target, "enqueued", f"{bench.rate / 1e12:.0f} TFLOP/s", bench.rate >= 730e12)
@@ -145,52 +146,54 @@ def encode_alone(folder: Folder) -> Iterable[Verdict]:
             yield verdict(target, "through the C function", f"{rate / 1e12:.0f} TFLOP/s", rate >= 730e12, record["wrong"])
 
 
-def encode_statistics(folder: Folder) -> Iterable[Verdict]:
+def encode_statistics(target: str, folder: Folder) -> Iterable[Verdict]:
     ceiling, _ = folder.ceiling("product")
     for bench in folder.of("encode", "encode with a and statistics bf16"):
         if 768 <= bench.shape[1] <= 1024:
             share = bench.rate / ceiling
-            yield verdict("encode with a and statistics, D = 768..1024 bf16: ≥ 85 % of the ceiling", times(bench.shape), percent(share), share >= 0.85)
+            yield verdict(target, times(bench.shape), percent(share), share >= 0.85)
 
 
-def primal(folder: Folder) -> Iterable[Verdict]:
+def primal(target: str, folder: Folder) -> Iterable[Verdict]:
     for bench in folder.of("statistics", "finish_statistics from a bf16"):
         n, _, h = bench.shape
         if h >= 6144:
             factor = 2.0 * n * h * h / bench.peak / bench.seconds
             where = f"{times(bench.shape)}, {bench.name.rsplit(' ', 1)[-1]}"
-            yield verdict("finish_statistics (primal), H ≥ 6144 bf16: ≥ 1.85 × a full cuBLAS product", where, f"{factor:.2f} ×", factor >= 1.85)
+            yield verdict(target, where, f"{factor:.2f} ×", factor >= 1.85)
 
 
-def backward(folder: Folder) -> Iterable[Verdict]:
+def backward(target: str, folder: Folder) -> Iterable[Verdict]:
     for bench in folder.of("backward", "backward_dz, primal bf16"):
         if bench.shape[2] >= 4096:
             where = f"{times(bench.shape)}, {bench.name.rsplit(' ', 1)[-1]}"
-            yield verdict("backward_dz bf16: ≥ 90 % of plain cuBLAS", where, percent(bench.share), bench.share >= 0.9)
+            yield verdict(target, where, percent(bench.share), bench.share >= 0.9)
 
 
-def pointwise(folder: Folder) -> Iterable[Verdict]:
+def pointwise(target: str, folder: Folder) -> Iterable[Verdict]:
     ceiling, _ = folder.ceiling("copy")
     for bench in folder.of("optimizer", "adam"):
         # Less stays in the cache.
         if bench.work >= 256e6:
             share = bench.rate / ceiling
             measured = f"{bench.rate / 1e12:.2f} TB/s, {percent(share)}"
-            yield verdict("pointwise (Adam): ≥ 90 % of the copy (2.7 of 3.0 TB/s)", f"{times(bench.shape)}, {bench.name}", measured, share >= 0.9)
+            yield verdict(target, f"{times(bench.shape)}, {bench.name}", measured, share >= 0.9)
 
 
-def tiny(folder: Folder) -> Iterable[Verdict]:
-    target, shape = "step of 128×784×64: ≤ 30 µs", (128, 784, 64)
+def tiny(target: str, folder: Folder) -> Iterable[Verdict]:
+    shape = (128, 784, 64)
     for bench in folder.of("step", "decoder-free"):
         if bench.shape == shape:
-            yield verdict(target, f"enqueued, {bench.name.removeprefix('decoder-free ')}", f"{1e6 * bench.seconds:.1f} µs", bench.seconds <= 30e-6)
+            where = f"enqueued, {bench.name.removeprefix('decoder-free ')}"
+            yield verdict(target, where, f"{1e6 * bench.seconds:.1f} µs", bench.seconds <= 30e-6)
     for record in folder.on_gpu("step"):
         seconds = median(record, OURS)
         if tuple(record["shape"]) == shape and record["mode"] != "tf32" and seconds:
-            yield verdict(target, f"through the C function with dx, {record['mode']}", f"{1e6 * seconds:.1f} µs", seconds <= 30e-6, record["wrong"])
+            where = f"through the C function with dx, {record['mode']}"
+            yield verdict(target, where, f"{1e6 * seconds:.1f} µs", seconds <= 30e-6, record["wrong"])
 
 
-def whole(folder: Folder) -> Iterable[Verdict]:
+def whole(_: str, folder: Folder) -> Iterable[Verdict]:
     for record in folder.on_gpu("step"):
         n, _, h = record["shape"]
         dual = n < h
@@ -204,7 +207,7 @@ def whole(folder: Folder) -> Iterable[Verdict]:
         yield verdict(target, where, f"{theirs / ours:.2f} ×", theirs / ours >= (4 if dual else 2), record["wrong"])
 
 
-# What is said where nothing was measured, and what says it else.
+# Each target's text, and what finds the places where it was measured.
 TARGETS = {
     "encode, row loss only, 4096×4096×131072 bf16: ≥ 730 TFLOP/s": encode_alone,
     "encode with a and statistics, D = 768..1024 bf16: ≥ 85 % of the ceiling": encode_statistics,
@@ -218,7 +221,8 @@ TARGETS = {
 
 def verdicts(folder: Folder) -> list[Verdict]:
     """At least one of each target."""
-    return [found for text, judge in TARGETS.items() for found in list(judge(folder)) or [Verdict(text, "–", "–", UNKNOWN)]]
+    judged = {text: list(judge(text, folder)) for text, judge in TARGETS.items()}
+    return [found for text, some in judged.items() for found in some or [Verdict(text, "–", "–", UNKNOWN)]]
 
 
 # Text
@@ -302,7 +306,8 @@ def errors_cell(record: Record, found: dict[str, Any]) -> str:
     if "errors" not in found:
         return "not compared"
     cell = " / ".join(f"{name} {value:.0e}" for name, value in found["errors"].items())
-    return cell + (f" at {times(record['errors_at'])}" if record["errors_at"] != record["shape"] and record["kind"] == "step" else "")
+    elsewhere = record["kind"] == "step" and record["errors_at"] != record["shape"]
+    return cell + (f" at {times(record['errors_at'])}" if elsewhere else "")
 
 
 def record_rows(record: Record) -> Iterable[list[str]]:
@@ -314,8 +319,8 @@ def record_rows(record: Record) -> Iterable[list[str]]:
             continue
         bad = "**wrong or missing** " if key == OURS and record["wrong"] else ""
         relative = f"{found['warm']['median'] / base:.2f} ×" if base else "–"
-        yield [*where, duration(found["cold"]), duration(found["warm"]), f"{record['flops'] / found['warm']['median'] / 1e12:.3g}", relative,
-               bad + errors_cell(record, found)]
+        rate = f"{record['flops'] / found['warm']['median'] / 1e12:.3g}"
+        yield [*where, duration(found["cold"]), duration(found["warm"]), rate, relative, bad + errors_cell(record, found)]
 
 
 HEADER = ["", "ms, L2 cold", "ms, L2 warm", "TFLOP/s", "of our time", "errors against float64"]
@@ -332,8 +337,8 @@ def peers_text(folder: Folder) -> str:
         rows = [row for record in folder.records(kind) for row in record_rows(record)]
         if rows:
             parts.append(f"{title}\n\n{table(['N×D×H', 'mode', *named, *HEADER], rows)}")
-    floors = [[times(record["shape"]), f"{floor:.4g}", f"{1e3 * seconds:.4g}", percent(floor / 1e3 / seconds)] for record in folder.on_gpu("step")
-              if record["mode"] == "bf16" and (floor := FLOORS.get(tuple(record["shape"]))) and (seconds := median(record, OURS))]
+    floors = [[times(record["shape"]), f"{floor:.4g}", f"{1e3 * seconds:.4g}", percent(floor / 1e3 / seconds)]
+              for record in folder.on_gpu("step") if record["mode"] == "bf16" and (floor := FLOORS.get(tuple(record["shape"]))) and (seconds := median(record, OURS))]
     if floors:
         header = ["N×D×H", "ms at an H100's ceiling", "ours", "of the floor"]
         parts.append(f"### Steps beside their floor, bf16\n\n{table(header, floors)}")

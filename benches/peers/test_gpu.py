@@ -58,7 +58,8 @@ class Report(unittest.TestCase):
         return {found.where: found.verdict for found in gpu_report.verdicts(Folder(self.path)) if part in found.target}
 
     def peers(self, *records: dict[str, Any], device: str = "cuda") -> None:
-        (self.path / "peers-times.json").write_text(json.dumps({"device": device, "records": list(records), "left_out": ["lse: no time left"]}))
+        run = {"device": device, "records": list(records), "left_out": ["lse: no time left"]}
+        (self.path / "peers-times.json").write_text(json.dumps(run))
 
     def test_an_empty_folder_has_every_target_and_measured_none(self) -> None:
         found = gpu_report.verdicts(Folder(self.path))
@@ -80,11 +81,13 @@ class Report(unittest.TestCase):
         n, h, peak = 8192, 6144, 700e12
         full = 2.0 * n * h * h / peak
         for name, factor in (("storage", 1.9), ("full", 1.8)):
-            bench(self.path, f"cuda-statistics/finish_statistics from a bf16 {name}", f"{n}x768x{h}", full / factor, float(n * h * (h + 1)), "FLOP/s", peak)
+            name, work = f"cuda-statistics/finish_statistics from a bf16 {name}", float(n * h * (h + 1))
+            bench(self.path, name, f"{n}x768x{h}", full / factor, work, "FLOP/s", peak)
         self.assertEqual(self.verdicts("finish_statistics"), {"8192×768×6144, storage": MET, "8192×768×6144, full": MISSED})
 
     def test_shares_are_of_the_measured_ceiling(self) -> None:
-        (self.path / "ceilings.json").write_text(json.dumps({"product": {"what": "p", "work": 800e12, "median": 1.0}, "copy": {"what": "c", "work": 4e12, "median": 1.0}}))
+        ceilings = {"product": {"what": "p", "work": 800e12, "median": 1.0}, "copy": {"what": "c", "work": 4e12, "median": 1.0}}
+        (self.path / "ceilings.json").write_text(json.dumps(ceilings))
         work = 2.0 * 8192 * 768 * 6144
         # More than 85 % of the product that ran beside it, less of the ceiling.
         bench(self.path, "cuda-encode/encode with a and statistics bf16", "8192x768x6144", work / 670e12, work, "FLOP/s", 700e12)
@@ -99,7 +102,8 @@ class Report(unittest.TestCase):
             step([8192, 4096, 32768], {"ours": timed(1.0), "compile": timed(3.9)}),
             step([4096, 4096, 131072], {"ours": timed(1.0), "compile": {"note": "does not fit"}}),
         )
-        self.assertEqual(self.verdicts("full step"), {"8192×768×6144, bf16": MET, "8192×4096×32768, bf16": MISSED, "4096×4096×131072, bf16": UNKNOWN})
+        expected = {"8192×768×6144, bf16": MET, "8192×4096×32768, bf16": MISSED, "4096×4096×131072, bf16": UNKNOWN}
+        self.assertEqual(self.verdicts("full step"), expected)
         text = gpu_report.text_of(Folder(self.path), None)
         self.assertIn("does not fit", text)
         self.assertIn("lse: no time left", text)
@@ -140,7 +144,8 @@ class Stages(unittest.TestCase):
         return status, json.loads((self.path / "peers.json").read_text())
 
     def test_a_crash_and_a_hang_cost_no_other_step(self) -> None:
-        crash, hang, fine = "import os; os.abort()", "import time; time.sleep(60)", "print('test result: ok. 3 passed; 0 failed; 1 ignored')"
+        crash, hang = "import os; os.abort()", "import time; time.sleep(60)"
+        fine = "print('test result: ok. 3 passed; 0 failed; 1 ignored')"
         status, record = self.run_stage(8, crash, hang, fine)
         self.assertEqual(status, "failed")
         self.assertEqual([one["ok"] for one in record["steps"]], [False, False, True])

@@ -77,7 +77,8 @@ def libraries() -> list[str]:
 def environment() -> dict[str, str]:
     """Programs find cuBLASLt, and the golden vectors and the PTX that lie beside them."""
     paths = [*filter(None, [os.environ.get("LD_LIBRARY_PATH")]), *libraries()]
-    return os.environ | {"CARGO_MANIFEST_DIR": str(HERE), "SAE_KERNELS_PTX_DIR": str(HERE / "ptx"), "LD_LIBRARY_PATH": ":".join(paths)}
+    beside = {"CARGO_MANIFEST_DIR": str(HERE), "SAE_KERNELS_PTX_DIR": str(HERE / "ptx")}
+    return os.environ | beside | {"LD_LIBRARY_PATH": ":".join(paths)}
 
 
 # The stages
@@ -94,7 +95,8 @@ def python(script: str, *arguments: str) -> list[str]:
 def device(out: Path) -> list[Step]:
     smi = [Step(["nvidia-smi", "-q", "-d", "CLOCK,POWER,PERFORMANCE,MEMORY"])] if shutil.which("nvidia-smi") else []
     # Once by PyTorch, where it is there, and once by our benchmark.
-    return [*smi, Step(python("peers/gpu.py", "ceilings", "--out", str(out / "ceilings.json"))), benchmark(out / "ceilings", "cuda-ceiling")]
+    by_torch = Step(python("peers/gpu.py", "ceilings", "--out", str(out / "ceilings.json")))
+    return [*smi, by_torch, benchmark(out / "ceilings", "cuda-ceiling")]
 
 
 def tests(out: Path) -> list[Step]:
@@ -124,7 +126,8 @@ def benchmark(folder: Path, what: str) -> Step:
     """Benchmarks with such names, whose samples and peaks the folder then has."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    variables = {"SAE_KERNELS_REQUIRE_GPU": "1", "CRITERION_HOME": str(folder / "criterion"), "SAE_KERNELS_PEAKS": str(folder / "peaks.jsonl")}
+    variables = {"SAE_KERNELS_REQUIRE_GPU": "1", "CRITERION_HOME": str(folder / "criterion"),
+                 "SAE_KERNELS_PEAKS": str(folder / "peaks.jsonl")}
     # A sample is a mean over many calls.
     options = ["--sample-size", "60", "--measurement-time", "1", "--nresamples", "2000"]
     return Step([str(PROGRAMS / "kernels"), "--bench", *options, what], variables)
@@ -135,8 +138,8 @@ def benches(out: Path) -> list[Step]:
 
 
 def peers(out: Path) -> list[Step]:
-    return [Step(python("peers/gpu.py", "peers", "--lib", str(HERE / "lib/libsae_kernels.so"), "--out", str(out / "peers-times.json"),
-                        "--seconds", "440"))]
+    files = ["--lib", str(HERE / "lib/libsae_kernels.so"), "--out", str(out / "peers-times.json")]
+    return [Step(python("peers/gpu.py", "peers", *files, "--seconds", "440"))]
 
 
 def report(out: Path) -> list[Step]:
