@@ -57,12 +57,18 @@ pub fn run(bench: &mut Bench) {
     let gpu = Gpu::new(&cuda).expect("the GPU's stream has events");
     let f32s = Cuda::<f32>::on_stream(gpu.stream.clone()).expect("the kernels load a second time");
     ceilings(bench, &gpu, &cuda);
-    SHAPES.map(|shape| operations(bench, &gpu, &cuda, shape));
+    for shape in SHAPES {
+        operations(bench, &gpu, &cuda, shape);
+    }
     if fits(&gpu, bytes_to_encode(&gpu, &cuda, WIDE), "encode", WIDE) {
         encode(bench, &gpu, &cuda, WIDE);
     }
-    LARGE.map(|shape| operations(bench, &gpu, &cuda, shape));
-    SHAPES.map(|shape| operations(bench, &gpu, &f32s, shape));
+    for shape in LARGE {
+        operations(bench, &gpu, &cuda, shape);
+    }
+    for shape in SHAPES {
+        operations(bench, &gpu, &f32s, shape);
+    }
 }
 
 /// The most that a figure is compared with.

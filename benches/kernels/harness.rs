@@ -80,10 +80,10 @@ impl<'a> Bench<'a> {
                 Work::Flops(flops) => (flops, "FLOP/s"),
                 Work::Bytes(bytes) => (bytes, "B/s"),
             };
-            let rate = done / time.get();
+            let (rate, peak) = (done / time.get(), peak.get());
             if let Some(path) = std::env::var_os("SAE_KERNELS_PEAKS") {
                 let line = serde_json::json!({
-                    "group": group_name, "name": name, "shape": parameter, "work": done, "unit": unit, "peak": peak.get(),
+                    "group": group_name, "name": name, "shape": parameter, "work": done, "unit": unit, "peak": peak,
                 });
                 let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
                 file.and_then(|mut file| writeln!(file, "{line}"))
