@@ -148,7 +148,7 @@ def ceilings(options: argparse.Namespace) -> int:
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
-    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return {"median": middle, "low": low, "high": high, "samples": len(seconds)}
 
 

@@ -108,7 +108,7 @@ def benches(path: Path) -> list[Bench]:
         if line is None:
             continue
         seconds = [time / calls / 1e9 for time, calls in zip(sample["times"], sample["iters"])]
-        low, middle, high = statistics.quantiles(seconds, n=4)
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
         shape = tuple(map(int, line["shape"].split("x")))
         work = (line["work"], line["unit"], line["peak"])
         found.append(Bench(line["group"], line["name"], shape, middle, low, high, len(seconds), *work))
