@@ -1,80 +1,56 @@
 #!/usr/bin/env bash
-# Makes a folder that tests and measures the CUDA backend on a GPU host without Rust or a CUDA toolkit: the test and benchmark programs,
-# golden vectors, and a run.sh that runs them and leaves results.txt.
-#     eval "$(scripts/cuda-toolchain.sh)"; scripts/gpu-bundle.sh [folder]        (default: target/gpu-bundle)
-# There, with an NVIDIA driver and glibc no older than here:
-#     ./run.sh [all | tests | sanitizer | benches]...
+# Makes a folder that tests and measures the CUDA backend on a GPU host without Rust or a CUDA toolkit: the test and benchmark programs, the
+# C library for the comparison with PyTorch, golden vectors, and a run.sh that runs them in stages and leaves one report.
+#     eval "$(scripts/cuda-toolchain.sh)"; scripts/gpu-bundle.sh [folder]        (default: target/gpu-bundle; what it held is deleted)
+# There, with an NVIDIA driver, Python, and glibc no older than here:
+#     ./run.sh [--out DIR] [device | tests | sanitizer | conformance | benches | peers | report]...        (default: all; --help says more)
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac
 cd "$(dirname "$0")/.."
 folder=${1:-target/gpu-bundle}
-export SAE_KERNELS_REQUIRE_NVCC=1
+# Machine code for sm_8x and sm_90, and PTX for newer ones: every program has the kernels in it, so all architectures would not fit.
+export SAE_KERNELS_REQUIRE_NVCC=1 SAE_KERNELS_CUDA_ARCHS=${SAE_KERNELS_CUDA_ARCHS:-80,90}
+most_mb=60
 
-tests=(cuda_hardware differential edge_cases golden integers optimizers promises)
+if [ -e "$folder" ] && [ ! -e "$folder/run.sh" ]; then
+    echo "$folder is there and is no bundle: name another folder" >&2
+    exit 1
+fi
+rm -rf "$folder"
+mkdir -p "$folder"/{bin,lib,peers,ptx,tests}
 
-# Copies the programs that cargo builds, without what only a debugger reads.
+# Copies what cargo builds: programs and the C library without what only a debugger reads, and the PTX for the emulated GPU.
 collect() {
-    cargo "$@" --features cuda --no-run --message-format=json-render-diagnostics | python3 -c '
+    cargo "$@" --features capi,cuda --message-format=json-render-diagnostics | python3 -c '
 import json, sys
 for message in map(json.loads, sys.stdin):
     if message.get("executable"):
-        print(message["target"]["name"], message["executable"])' |
-        while read -r name path; do strip -o "$folder/$name" "$path"; done
+        print("bin/" + message["target"]["name"], message["executable"])
+    elif "cdylib" in message.get("target", {}).get("crate_types", []) and message["target"]["name"] == "sae_kernels":
+        print("lib/libsae_kernels.so", *(name for name in message["filenames"] if name.endswith(".so")))
+    for name, value in message.get("env") or []:
+        if name == "SAE_KERNELS_PTX_DIR":
+            print("ptx", value)' |
+        while read -r place path; do
+            case $place in
+                ptx) cp "$path"/*.ptx "$folder/ptx/" ;;
+                *) strip --strip-unneeded -o "$folder/$place" "$path" ;;
+            esac
+        done
 }
+tests=(cuda_hardware differential edge_cases golden integers optimizers promises)
+collect rustc --release --lib --crate-type cdylib
+collect test --release --no-run "${tests[@]/#/--test=}"
+collect bench --no-run --bench=kernels
 
-rm -rf "$folder"
-mkdir -p "$folder/tests"
 cp -r tests/golden "$folder/tests/"
-collect test --release "${tests[@]/#/--test=}"
-collect bench --bench=kernels
+cp scripts/gpu-bundle/run.{sh,py} "$folder/"
+cp benches/peers/{competitors,gpu,gpu_names,gpu_report,peak,problem,roofline}.py "$folder/peers/"
 
-cat > "$folder/run.sh" <<'RUN'
-#!/usr/bin/env bash
-# Runs the CUDA backend's tests and benchmarks on this machine's GPU; the output is also in results.txt.
-set -uo pipefail
-cd "$(dirname "$0")"
-# A GPU that cannot be used is a failure; golden vectors lie beside the programs.
-export SAE_KERNELS_REQUIRE_GPU=1 CARGO_MANIFEST_DIR=$PWD
-# What each instruction gives on this chip, to be kept in emulator/tests/golden/.
-export SAE_KERNELS_RECORD=$PWD
-failed=0
-step() {
-    printf '\n== %s\n' "$*"
-    "$@" || { echo "== failed: $*"; failed=1; }
-}
-tests() {
-    step ./cuda_hardware
-    for name in integers differential optimizers edge_cases promises golden; do
-        step "./$name" cuda_
-    done
-}
-sanitizer() {
-    command -v compute-sanitizer > /dev/null || { echo "no compute-sanitizer on PATH: left out"; return; }
-    for tool in memcheck racecheck initcheck synccheck; do
-        step compute-sanitizer --tool "$tool" --error-exitcode 1 ./cuda_hardware smallest
-    done
-}
-benches() {
-    step ./kernels --bench cuda
-}
-all() {
-    tests
-    sanitizer
-    benches
-}
-main() {
-    date -u +%F
-    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader || true
-    echo "command: ./run.sh $*"
-    for part in "${@:-all}"; do
-        case $part in
-            all | tests | sanitizer | benches) "$part" ;;
-            *) echo "no part $part: all, tests, sanitizer or benches"; failed=1 ;;
-        esac
-    done
-    exit $failed
-}
-main "$@" 2>&1 | tee results.txt
-exit "${PIPESTATUS[0]}"
-RUN
-chmod +x "$folder/run.sh"
-du -sh "$folder"
+for file in "${tests[@]/#/bin/}" bin/kernels lib/libsae_kernels.so run.sh; do
+    [ -x "$folder/$file" ] || { echo "the build left no $file" >&2; exit 1; }
+done
+compgen -G "$folder/ptx/*.ptx" > /dev/null || { echo "the build left no PTX" >&2; exit 1; }
+size=$(du -s --apparent-size --block-size=1000000 "$folder" | cut -f1)
+echo "$folder: $size MB"
+[ "$size" -lt "$most_mb" ] || { echo "a bundle must have less than $most_mb MB: fewer SAE_KERNELS_CUDA_ARCHS, for one" >&2; exit 1; }

@@ -7,7 +7,6 @@
 
 use crate::harness::{Bench, Work, product_flops, shape_name, typed};
 use anyhow::{Context, Result};
-use criterion::BenchmarkId;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sae_kernels::cudarc::driver::sys::CUevent_flags;
 use sae_kernels::cudarc::driver::{CudaEvent, CudaStream};
@@ -29,6 +28,13 @@ const SHAPES: [Shape; 4] = [
     Shape { rows: 8192, inputs: 768, latents: 6144 },
     Shape { rows: 16_384, inputs: 2048, latents: 16_384 },
 ];
+/// Larger ones, in bf16 alone: a long batch, and more latents than rows.
+const LARGE: [Shape; 2] =
+    [Shape { rows: 65_536, inputs: 1024, latents: 4096 }, Shape { rows: 8192, inputs: 4096, latents: 32_768 }];
+/// As wide as a vocabulary, for the log-sum-exp alone.
+const WIDE: Shape = Shape { rows: 4096, inputs: 4096, latents: 131_072 };
+/// Each extent of the product that is known as a GPU's ceiling.
+const CUBE: usize = 8192;
 
 /// Bytes that the copy reads, more than the caches hold; it writes as many.
 const COPIED: usize = 256 << 20;
@@ -50,8 +56,17 @@ pub fn run(bench: &mut Bench) {
     };
     let gpu = Gpu::new(&cuda).expect("the GPU's stream has events");
     let f32s = Cuda::<f32>::on_stream(gpu.stream.clone()).expect("the kernels load a second time");
+    ceilings(bench, &gpu, &cuda);
     for shape in SHAPES {
         operations(bench, &gpu, &cuda, shape);
+    }
+    if fits(&gpu, bytes_to_encode(&gpu, &cuda, WIDE), "encode", WIDE) {
+        encode(bench, &gpu, &cuda, WIDE);
+    }
+    for shape in LARGE {
+        operations(bench, &gpu, &cuda, shape);
+    }
+    for shape in SHAPES {
         operations(bench, &gpu, &f32s, shape);
     }
 }
@@ -136,7 +151,7 @@ impl Gpu {
         prepare: impl Fn() -> Result<Call>,
     ) {
         let mut prepared = None;
-        bench.measure(&format!("cuda-{group}"), BenchmarkId::new(name, shape_name(shape)), work, |calls| {
+        bench.measure(&format!("cuda-{group}"), name, &shape_name(shape), work, |calls| {
             let (call, ceiling) = prepared.get_or_insert_with(|| (prepare().unwrap(), self.ceiling(ceiling).unwrap()));
             let peak = ceiling.as_mut().map_or(f64::NAN, |(done, call)| self.rate(*done, call).unwrap());
             (peak, self.time(calls, call).unwrap())
@@ -145,11 +160,7 @@ impl Gpu {
 }
 
 fn operations<E: CudaElement>(bench: &mut Bench, gpu: &Gpu, cuda: &Cuda<E>, shape: Shape) {
-    let (free, _) = gpu.stream.context().mem_get_info().expect("the driver knows the free memory");
-    let needed = bytes_needed(gpu, cuda, shape).expect("the sizes of the benchmarks' buffers");
-    if needed > free {
-        let (name, needed, free) = (shape_name(shape), needed as f64 / 1e9, free as f64 / 1e9);
-        eprintln!("CUDA benchmarks left out: {name} {} needs {needed:.1} GB, {free:.1} GB are free", E::NAME);
+    if !fits(gpu, bytes_needed(gpu, cuda, shape), E::NAME, shape) {
         return;
     }
     encode(bench, gpu, cuda, shape);
@@ -164,6 +175,29 @@ fn operations<E: CudaElement>(bench: &mut Bench, gpu: &Gpu, cuda: &Cuda<E>, shap
         correlation_dual(bench, gpu, &cuda, shape);
         step(bench, gpu, &cuda, shape);
     }
+}
+
+/// Whether so many bytes are free; says so if not.
+fn fits(gpu: &Gpu, needed: Result<usize>, what: &str, shape: Shape) -> bool {
+    let (free, _) = gpu.stream.context().mem_get_info().expect("the driver knows the free memory");
+    let needed = needed.expect("the sizes of the benchmarks' buffers");
+    if needed > free {
+        let (name, needed, free) = (shape_name(shape), needed as f64 / 1e9, free as f64 / 1e9);
+        eprintln!("CUDA benchmarks left out: {name} {what} needs {needed:.1} GB, {free:.1} GB are free");
+    }
+    needed <= free
+}
+
+/// The copy, and our kernel beside cuBLASLt's at the product by which GPUs are compared.
+fn ceilings(bench: &mut Bench, gpu: &Gpu, cuda: &Cuda<bf16>) {
+    let cube = Shape { rows: CUBE, inputs: CUBE, latents: CUBE };
+    gpu.bench(bench, "ceiling", "copy", cube, Work::Bytes(2.0 * COPIED as f64), Ceiling::Copy, || {
+        Ok(gpu.ceiling(Ceiling::Copy)?.expect("a copy needs no library").1)
+    });
+    let work = product_flops(CUBE, CUBE, CUBE);
+    gpu.bench(bench, "ceiling", "product bf16, own", cube, work, Ceiling::Product([CUBE; 3]), || {
+        product(&cuda.clone().with_products(Products::Own), Layout::Nt, [[CUBE; 2]; 3])
+    });
 }
 
 fn is_16_bit<E: Element>() -> bool {
@@ -183,6 +217,14 @@ fn bytes_needed<E: CudaElement>(gpu: &Gpu, cuda: &Cuda<E>, shape: Shape) -> Resu
     }
     // The last: small vectors, and what allocations are rounded up by.
     Ok(operands + results + product + workspaces + 2 * COPIED + (256 << 20))
+}
+
+/// No less than encoding takes, with its ceiling.
+fn bytes_to_encode<E: CudaElement>(gpu: &Gpu, cuda: &Cuda<E>, shape: Shape) -> Result<usize> {
+    let Shape { rows: n, inputs: d, latents: h } = shape;
+    let library = gpu.library.as_ref().map_or(Ok(0), |library| library.workspace_len(shape))?;
+    let operands = size_of::<E>() * (2 * n * d + 2 * h * d + n * h) + 4 * n * h;
+    Ok(operands + 8 * (cuda.workspace_len(shape)? + library) + (256 << 20))
 }
 
 /// A name with the storage type and, where it makes a difference, the precision.

@@ -5,6 +5,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sae_kernels::{Backend, Cpu, CpuElement, Element, Isa, Shape};
 use std::cell::Cell;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// The paper's batch, a wider one with N > H, and one in the dual regime.
@@ -37,8 +38,7 @@ impl<'a> Bench<'a> {
 
     /// Times `call` as `group/name/shape threads`.
     pub fn time(&mut self, group: &str, name: &str, shape: Shape, threads: usize, work: Work, mut call: impl FnMut()) {
-        let id = BenchmarkId::new(name, format!("{} {threads}t", shape_name(shape)));
-        self.measure(group, id, work, |calls| {
+        self.measure(group, name, &format!("{} {threads}t", shape_name(shape)), work, |calls| {
             let peak = match work {
                 Work::Flops(_) => peak::flops(threads),
                 Work::Bytes(_) => peak::copy(threads),
@@ -49,22 +49,24 @@ impl<'a> Bench<'a> {
         });
     }
 
-    /// Shows what `sample` tells: the peak a second, NaN if there is none, and the time that so many calls took.
+    /// Shows what `sample` tells: the peak a second, NaN if there is none, and the time that so many calls took. Criterion's files have
+    /// the times; `SAE_KERNELS_PEAKS=FILE` also keeps the peaks and what a call does, a line of JSON each.
     pub fn measure(
         &mut self,
-        group: &str,
-        id: BenchmarkId,
+        group_name: &str,
+        name: &str,
+        parameter: &str,
         work: Work,
         mut sample: impl FnMut(u64) -> (f64, Duration),
     ) {
-        let mut group = self.criterion.benchmark_group(group);
+        let mut group = self.criterion.benchmark_group(group_name);
         group.throughput(match work {
             Work::Flops(flops) => Throughput::Elements(flops as u64),
             Work::Bytes(bytes) => Throughput::Bytes(bytes as u64),
         });
         // The peak is measured before each sample, so that both see the same machine.
         let (peak, time) = (Cell::new(f64::NAN), Cell::new(f64::NAN));
-        group.bench_function(id, |bencher| {
+        group.bench_function(BenchmarkId::new(name, parameter), |bencher| {
             bencher.iter_custom(|calls| {
                 let (now, elapsed) = sample(calls);
                 peak.set(peak.get().max(now));
@@ -75,12 +77,20 @@ impl<'a> Bench<'a> {
         group.finish();
         if peak.get().is_finite() {
             let (done, unit) = match work {
-                Work::Flops(flops) => (flops, "GFLOP/s"),
-                Work::Bytes(bytes) => (bytes, "GB/s"),
+                Work::Flops(flops) => (flops, "FLOP/s"),
+                Work::Bytes(bytes) => (bytes, "B/s"),
             };
             let (rate, peak) = (done / time.get(), peak.get());
+            if let Some(path) = std::env::var_os("SAE_KERNELS_PEAKS") {
+                let line = serde_json::json!({
+                    "group": group_name, "name": name, "shape": parameter, "work": done, "unit": unit, "peak": peak,
+                });
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                file.and_then(|mut file| writeln!(file, "{line}"))
+                    .expect("SAE_KERNELS_PEAKS names a file to append to");
+            }
             println!(
-                "      best {:.1} of {:.1} {unit}: {:.0} % of the peak",
+                "      best {:.1} of {:.1} G{unit}: {:.0} % of the peak",
                 rate / 1e9,
                 peak / 1e9,
                 100.0 * rate / peak

@@ -38,7 +38,7 @@ class Competitor:
 # PyTorch
 
 
-def _torch_loss(problem: Problem) -> Callable[..., Any]:
+def torch_loss(problem: Problem) -> Callable[..., Any]:
     """The objective as one writes it for autograd."""
     import torch
 
@@ -51,14 +51,14 @@ def _torch_loss(problem: Problem) -> Callable[..., Any]:
             variance, centred = a.var(0), a - a.mean(0)
             s = a.std(0) + DEVIATION_EPS
             correlation = centred.T @ centred / (a.shape[0] - 1) / (s[:, None] * s[None, :])
-            eye = torch.eye(w.shape[0], dtype=x.dtype)
+            eye = torch.eye(w.shape[0], dtype=a.dtype, device=a.device)
             total = total - torch.log(variance + VARIANCE_EPS).sum() + ((correlation * (1 - eye)) ** 2).sum()
         return total
 
     return loss
 
 
-def _torch_by_hand(problem: Problem) -> Callable[..., Any]:
+def torch_gradient(problem: Problem, with_x: bool = False) -> Callable[..., Any]:
     """Loss and gradient as an expert writes them when the gradient is derived by hand."""
     import torch
 
@@ -84,7 +84,7 @@ def _torch_by_hand(problem: Problem) -> Callable[..., Any]:
             diagonal = -(4 * inner + 2 / (variance + VARIANCE_EPS)) / (n - 1)
             dz = dz + centred @ coupling + centred * diagonal
         dz = dz * (a > 0)
-        return loss, dz.T @ x, dz.sum(0)
+        return loss, dz.T @ x, dz.sum(0), *([dz @ w] if with_x else [])
 
     return step
 
@@ -95,32 +95,32 @@ def _torch_arrays(problem: Problem, dtype: Any = None) -> list[Any]:
     return [torch.from_numpy(array).to(dtype or torch.float32) for array in (problem.x, problem.w, problem.b)]
 
 
-def _autograd(loss: Callable[..., Any], x: Any, w: Any, b: Any) -> Step:
-    w, b = w.detach().requires_grad_(True), b.detach().requires_grad_(True)
+def autograd(loss: Callable[..., Any], x: Any, w: Any, b: Any, with_x: bool = False) -> Step:
+    x, w, b = (array.detach().requires_grad_(wanted) for array, wanted in ((x, with_x), (w, True), (b, True)))
 
     def step() -> Results:
-        w.grad = b.grad = None
+        x.grad = w.grad = b.grad = None
         value = loss(x, w, b)
         value.backward()
-        return Results(value.detach(), w.grad, b.grad)
+        return Results(value.detach(), w.grad, b.grad, x.grad)
 
     return step
 
 
 def torch_eager(problem: Problem, threads: int) -> Step:
-    return _autograd(_torch_loss(problem), *_torch_arrays(problem))
+    return autograd(torch_loss(problem), *_torch_arrays(problem))
 
 
 def torch_compiled(problem: Problem, threads: int) -> Step:
     import torch
 
-    return _autograd(torch.compile(_torch_loss(problem), dynamic=False), *_torch_arrays(problem))
+    return autograd(torch.compile(torch_loss(problem), dynamic=False), *_torch_arrays(problem))
 
 
 def torch_by_hand(problem: Problem, threads: int) -> Step:
     import torch
 
-    compiled, arrays = torch.compile(_torch_by_hand(problem), dynamic=False), _torch_arrays(problem)
+    compiled, arrays = torch.compile(torch_gradient(problem), dynamic=False), _torch_arrays(problem)
 
     def step() -> Results:
         with torch.no_grad():
@@ -133,21 +133,21 @@ def torch_autocast(problem: Problem, threads: int) -> Step:
     """The eager step where autocast chooses what is computed in bf16."""
     import torch
 
-    loss = _torch_loss(problem)
+    loss = torch_loss(problem)
 
     def cast(x, w, b):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return loss(x, w, b)
 
-    return _autograd(cast, *_torch_arrays(problem))
+    return autograd(cast, *_torch_arrays(problem))
 
 
 def torch_float64(problem: Problem) -> Results:
     """The truth: the same loss by autograd in float64."""
     import torch
 
-    results = _autograd(_torch_loss(problem), *_torch_arrays(problem, torch.float64))()
-    return Results(*(np.asarray(value) for value in results))
+    results = autograd(torch_loss(problem), *_torch_arrays(problem, torch.float64))()
+    return Results(*(np.asarray(value) for value in results if value is not None))
 
 
 # JAX
@@ -216,25 +216,40 @@ class Library:
             self.contexts[threads] = context
         return self.contexts[threads]
 
-    def step(self, problem: Problem, threads: int) -> Step:
-        n, d, h = map(ctypes.c_int64, problem.shape)
-        weights = (1.0, 1.0, 1.0) if problem.whole else (1.0, 0.0, 0.0)
-        objective, losses = _Objective(*weights, 0.0, VARIANCE_EPS, 0), _Losses()
-        dw, db = np.full_like(problem.w, np.nan), np.full_like(problem.b, np.nan)
-        pointer = lambda array: ctypes.c_void_p(array.ctypes.data)
-        x, w, b = map(pointer, (problem.x, problem.w, problem.b))
-        arguments = (self.context(threads), ctypes.byref(objective), n, d, h, x, d, w, b)
-        arguments += (None, None, pointer(dw), pointer(db), None, ctypes.byref(losses))
-        function = self.functions.saek_decoder_free_step_f32
-        kept = (problem, objective)
+    def cuda_context(self, device: int, stream: int) -> ctypes.c_void_p:
+        """A context that computes on a stream of a GPU, with pointers into its memory; 0 is the default stream."""
+        context, stream_ = ctypes.c_void_p(), ctypes.c_void_p(stream)
+        self.check(self.functions.saek_context_create_cuda(ctypes.c_int32(device), stream_, ctypes.byref(context)))
+        return context
 
-        def step() -> Results:
-            code = function(*arguments)
+    def call(self, function: str, context: Any, shape: Any, whole: bool, x: int, *pointers: int | None) -> Callable[[], float]:
+        """A call of `saek_decoder_free_FUNCTION` with the paper's weights, or the log-sum-exp alone; it returns the loss.
+
+        The pointers are those after `ldx`, and must stay valid.
+        """
+        n, d, h = map(ctypes.c_int64, shape)
+        objective, losses = _Objective(1.0, whole, whole, 0.0, VARIANCE_EPS, 0), _Losses()
+        arguments = (context, ctypes.byref(objective), n, d, h, ctypes.c_void_p(x), d, *map(ctypes.c_void_p, pointers))
+        arguments += (ctypes.byref(losses),)
+        called = getattr(self.functions, f"saek_decoder_free_{function}")
+
+        def call() -> float:
+            code = called(*arguments)
             if code:
                 self.check(code)
-            return Results(losses.total, dw, db)
+            return losses.total
 
-        step.kept = kept  # what the pointers point to
+        return call
+
+    def step(self, problem: Problem, threads: int) -> Step:
+        dw, db = np.full_like(problem.w, np.nan), np.full_like(problem.b, np.nan)
+        x, w, b, to_w, to_b = (array.ctypes.data for array in (problem.x, problem.w, problem.b, dw, db))
+        call = self.call("step_f32", self.context(threads), problem.shape, problem.whole, x, w, b, None, None, to_w, to_b, None)
+
+        def step() -> Results:
+            return Results(call(), dw, db)
+
+        step.kept = problem  # what the pointers point to
         return step
 
 

@@ -61,6 +61,8 @@ OPERATIONS: dict[str, Operation] = {
         "Adam", lambda n, d, h: 12 * h * d, lambda n, d, h: 7 * h * d),
     "step/decoder-free f32": Operation(
         "whole step", lambda n, d, h: Shape(n, d, h).flops, lambda n, d, h: n * d + 2 * h * d + 2 * h),
+    "statistics/finish_statistics from a f32": Operation(
+        "statistics of a, primal", lambda n, d, h: n * h * (h + 1), lambda n, d, h: n * h + 2 * h * h),
 }
 # Okabe and Ito's colours, and a marker each.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9"]
@@ -97,13 +99,30 @@ def size(operation: int, shape: int) -> float:
     return (5 + 2.5 * shape) * (1.5 if MARKERS[operation % len(MARKERS)] == "*" else 1.0)
 
 
-def panel(axis: Any, found: list[Point], threads: int, shapes: list[Shape]) -> None:
-    compute, copy = peak.flops(threads, 0.2), max(peak.copy(threads) for _ in range(5))
-    intensities = np.geomspace(min([0.1, *(p.intensity / 1.5 for p in found)]), 4000, 200)
+class Lines(NamedTuple):
+    """What bounds a panel's points: FLOP/s, bytes/s, and what the former are of."""
+
+    compute: float
+    copy: float
+    of: str
+
+
+def measured(threads: int) -> Lines:
+    return Lines(peak.flops(threads, 0.2), max(peak.copy(threads) for _ in range(5)), "fused multiply-adds")
+
+
+def scaled(value: float) -> str:
+    """With three digits, in tera from 10¹³ on."""
+    return f"{value / 1e12:.0f} T" if value >= 1e13 else f"{value / 1e12:.2f} T" if value >= 1e12 else f"{value / 1e9:.0f} G"
+
+
+def panel(axis: Any, title: str, found: list[Point], lines: Lines, shapes: list[Shape]) -> None:
+    compute, copy, end = lines.compute, lines.copy, max([4000, *(1.5 * point.intensity for point in found)])
+    intensities = np.geomspace(min([0.1, *(p.intensity / 1.5 for p in found)]), end, 200)
     axis.plot(intensities, np.minimum(compute, copy * intensities) / 1e9, color="#555555", linewidth=1.5)
-    axis.annotate(f"fused multiply-adds: {compute / 1e9:.0f} GFLOP/s", (4000, compute / 1e9), xytext=(0, 4),
+    axis.annotate(f"{lines.of}: {scaled(compute)}FLOP/s", (end, compute / 1e9), xytext=(0, 4),
                   textcoords="offset points", ha="right", fontsize=9)
-    axis.annotate(f"copy: {copy / 1e9:.0f} GB/s", (1.1, copy * 1.1 / 1e9), xytext=(7, -7),
+    axis.annotate(f"copy: {scaled(copy)}B/s", (1.1, copy * 1.1 / 1e9), xytext=(7, -7),
                   textcoords="offset points", fontsize=9)
     operations = list(OPERATIONS.values())
     for point in found:
@@ -111,25 +130,22 @@ def panel(axis: Any, found: list[Point], threads: int, shapes: list[Shape]) -> N
         axis.plot(point.intensity, point.rate / 1e9, MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)],
                   markersize=size(place, shapes.index(point.shape)), markeredgecolor="white", markeredgewidth=0.6)
     axis.set(xscale="log", yscale="log", xlabel="FLOPs per byte that must move")
-    axis.set_title(f"{threads} thread{'s' * (threads > 1)}")
+    axis.set_title(title)
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_formatter(lambda value, _: f"{value:g}")
     axis.grid(color="#e5e5e5", linewidth=0.7)
     axis.set_axisbelow(True)
 
 
-def draw(folder: Path, threads: list[int], path: Path) -> None:
-    """A panel for each number of threads that has points, and the legend at the side."""
+def draw(panels: dict[str, tuple[list[Point], Lines]], path: Path) -> None:
+    """A panel for each title, and the legend below."""
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 160,
                          "axes.titlesize": 10.5, "axes.titlelocation": "left"})
-    measured = {count: found for count in threads if (found := points(folder, count))}
-    if not measured:
-        sys.exit(f"no estimates of `cargo bench` in {folder}")
-    everything = [point for found in measured.values() for point in found]
+    everything = [point for found, _ in panels.values() for point in found]
     shapes = sorted({point.shape for point in everything}, key=lambda shape: shape.flops)
-    figure, axes = plt.subplots(1, len(measured), figsize=(8.3, 4.9), squeeze=False, sharey=True)
-    for axis, (count, found) in zip(axes[0], measured.items()):
-        panel(axis, found, count, shapes)
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.3, 4.9), squeeze=False, sharey=True)
+    for axis, (title, (found, lines)) in zip(axes[0], panels.items()):
+        panel(axis, title, found, lines, shapes)
     axes[0, 0].set_ylabel("GFLOP/s")
     figure.tight_layout(rect=(0, 0.14, 1, 1))
     legends(figure, everything, shapes)
@@ -161,7 +177,11 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2", help="numbers of threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/roofline.png", help="default: %(default)s")
     options = parser.parse_args()
-    draw(options.criterion, [int(threads) for threads in options.threads.split(",")], options.out)
+    found = {count: points(options.criterion, count) for count in map(int, options.threads.split(","))}
+    panels = {f"{count} thread{'s' * (count > 1)}": (some, measured(count)) for count, some in found.items() if some}
+    if not panels:
+        sys.exit(f"no estimates of `cargo bench` in {options.criterion}")
+    draw(panels, options.out)
 
 
 if __name__ == "__main__":

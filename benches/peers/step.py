@@ -158,7 +158,7 @@ def prepare(problem: Any, options: argparse.Namespace, library: Any, threads: in
         try:
             step = competitor.build(library, problem, threads) if key == OURS else competitor.build(problem, threads)
             step()
-            results[key] = Results(*(np.array(np.asarray(value), dtype=np.float64) for value in step()))
+            results[key] = Results(*(np.array(np.asarray(value), dtype=np.float64) for value in step() if value is not None))
             steps[key] = step
         except Exception as error:  # a peer that fails is a remark in its column
             if key == OURS:

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// The PTX of a family with this mainloop, as the build left it; families without products have one for all.
 pub fn ptx(family: &str, mainloop: Mainloop) -> String {
-    let folder = PTX_DIR.expect("the build left PTX");
+    // Where the build left it, unless the program was carried elsewhere.
+    let folder =
+        std::env::var("SAE_KERNELS_PTX_DIR").unwrap_or_else(|_| PTX_DIR.expect("the build left PTX").to_owned());
     let sm90 = format!("{folder}/{family}_sm90.ptx");
     let is_sm90 = mainloop != Mainloop::Sm80 && std::path::Path::new(&sm90).exists();
     std::fs::read_to_string(if is_sm90 { sm90 } else { format!("{folder}/{family}.ptx") }).unwrap()
