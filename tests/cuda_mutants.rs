@@ -87,7 +87,8 @@ fn positive(len: usize) -> Vec<f64> {
 fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
     let (dense, strided) = (Place::DENSE, Place::STRIDED);
     // Six products of planes, or one.
-    let depth = if E::IS_16_BIT { 170 } else { 46 };
+    // Of products of squares: more stages than a ring has.
+    let depth = if !E::IS_16_BIT { 46 } else if most > 256 { 300 } else { 170 };
     // For what need not be tried with every type.
     let once = E::NAME == "bf16" && under.backend.0.precision() == Precision::Storage;
     let encode = |n: usize, d: usize, h: usize, activation, before: bool| Encode {
@@ -229,7 +230,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
             ops::column_sums(under, dense, (143, 15), &numbers(143 * 15, 1.0), None);
             if E::IS_16_BIT {
                 for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
-                    for ([m, n, k], before) in [([18, 15, 170], false), ([most, 131, 170], true)] {
+                    for ([m, n, k], before) in [([18, 15, depth], false), ([most, 131, depth], true)] {
                         let before = before.then(|| numbers(m * n, 1.0));
                         let (left, right) = (numbers(m * k, 1.0), numbers(n * k, 1.0));
                         ops::product(under, dense, layout, [m, n, k], &left, &right, before.as_deref());
