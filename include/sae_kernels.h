@@ -1,8 +1,10 @@
-// Kernels for sparse autoencoders: the C functions of the library sae-kernels, in a CPU context so far.
+// Kernels for sparse autoencoders: the C functions of the library sae-kernels, on the CPU or a CUDA device.
 //
 // Every function that returns int32_t returns SAEK_OK or an error code, and saek_last_error() says what was wrong and
 // what would be right. Arguments are checked before anything is written. Nothing is printed, no call ends the program,
 // and no exception leaves the library.
+//
+// Arrays are in the memory that the context computes in; objective, losses and what makes a context in the host's.
 //
 // Names end in the storage type of x, weight and activations: float, double, or bf16 and f16 (IEEE half) as uint16_t.
 // Everything else is float, or double where that is the storage type; sums and losses are double.
@@ -31,8 +33,8 @@
 // A required pointer is NULL.
 #define SAEK_ERROR_NULL 1
 
-// A number is outside its range: a weight of the objective, the reduction, the number of threads, a count of
-// statistics.
+// A number is outside its range: a weight of the objective, the reduction, the number of threads or of the device, a
+// count of statistics.
 #define SAEK_ERROR_ARGUMENT 2
 
 // Extents are negative, too large, or do not fit together; or the batch has too few rows for the objective.
@@ -49,6 +51,11 @@
 
 // A bug in the library. What the call writes may be half written; the context stays usable.
 #define SAEK_ERROR_PANIC 7
+
+// The CUDA device cannot do it: the library is built without CUDA, there is no driver or no such device, the driver is
+// too old, a call of it failed, or the type is double. After a failed call of the driver what the call writes may be
+// half written, and the device may be of no more use to the process.
+#define SAEK_ERROR_DEVICE 8
 
 // The log-sum-exp term is summed over rows, as in the paper.
 #define SAEK_REDUCTION_SUM 0
@@ -106,6 +113,19 @@ extern "C" {
 // process may use. Results have the same bits for any number of threads.
 int32_t saek_context_create_cpu(int32_t threads,
                                 saek_context **out);
+
+// Makes a context that computes on a CUDA device, in a stream of the caller's (a CUstream or cudaStream_t; NULL: the
+// default stream). device is the driver's number, from 0. The stream must be of the device's primary context, which is
+// the one that the CUDA runtime and frameworks use, and outlive the saek_context. The library must be built with its
+// CUDA kernels: cargo rustc --release --lib --crate-type cdylib --features capi,cuda
+//
+// All arrays of a call are then in the device's memory, shift and statistics too; objective and losses stay in the
+// host's. Work goes to the stream, behind what is there, and every call waits for the stream before it returns, as it
+// returns sums to the host. The primary context is left current to the calling thread. There is no double: those calls
+// are refused. Not yet run on hardware.
+int32_t saek_context_create_cuda(int32_t device,
+                                 void *stream,
+                                 saek_context **out);
 
 // Frees a context that no call uses any more. NULL is nothing to free.
 void saek_context_destroy(saek_context *context);

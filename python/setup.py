@@ -1,6 +1,10 @@
-"""Builds the crate's C library with cargo and puts it into the package; all else stands in pyproject.toml."""
+"""Builds the crate's C library with cargo and puts it into the package; all else stands in pyproject.toml.
+
+SAE_KERNELS_FEATURES=cuda adds the CUDA kernels, for which nvcc must be there.
+"""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +22,8 @@ def build_library() -> Path:
     """The path of the library, which cargo names."""
     if not MANIFEST.is_file():
         sys.exit(f"{MANIFEST} is not there: the package is built from a clone of the repository, by `pip install ./python`")
-    command = ["cargo", "rustc", "--release", "--lib", "--crate-type", "cdylib", "--features", "capi"]
+    features = ",".join(["capi", *os.environ.get("SAE_KERNELS_FEATURES", "").replace(",", " ").split()])
+    command = ["cargo", "rustc", "--release", "--lib", "--crate-type", "cdylib", "--features", features]
     command += ["--manifest-path", str(MANIFEST), "--message-format", "json-render-diagnostics"]
     try:
         messages = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

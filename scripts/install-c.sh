@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds the C library and installs it: scripts/install-c.sh PREFIX (say /usr/local, or "$HOME/.local"); DESTDIR is put in front, as packagers do.
-# PREFIX is an absolute path. Then: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig cc program.c $(pkg-config --cflags --libs sae_kernels), or --static for the archive.
+# PREFIX is an absolute path. SAE_KERNELS_FEATURES=cuda adds CUDA contexts, for which nvcc must be there.
+# Then: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig cc program.c $(pkg-config --cflags --libs sae_kernels), or --static for the archive.
 set -euo pipefail
 prefix=${1:?usage: scripts/install-c.sh PREFIX}
 cd "$(dirname "$0")/.."
-cargo rustc --release --lib --crate-type cdylib,staticlib --features capi
+cargo rustc --release --lib --crate-type cdylib,staticlib --features "capi${SAE_KERNELS_FEATURES:+,$SAE_KERNELS_FEATURES}"
 target=${CARGO_TARGET_DIR:-target}/release
 to=${DESTDIR:-}$prefix
 install -Dm644 include/sae_kernels.h "$to/include/sae_kernels.h"

@@ -828,6 +828,17 @@ fn threads_may_share_a_context() {
     });
 }
 
+/// The function is there all the same.
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn without_cuda_a_context_on_it_is_refused() {
+    let mut context = without_provenance_mut(8);
+    // SAFETY: the pointer is to a variable.
+    assert_eq!(unsafe { saek_context_create_cuda(0, null_mut(), &mut context) }, SAEK_ERROR_DEVICE);
+    assert!(last_error().contains("--features capi,cuda"), "{}", last_error());
+    assert_eq!(context.addr(), 8, "a failed call writes nothing");
+}
+
 #[test]
 fn the_header_is_current() {
     let root = env!("CARGO_MANIFEST_DIR");

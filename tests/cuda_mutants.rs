@@ -88,7 +88,13 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
     let (dense, strided) = (Place::DENSE, Place::STRIDED);
     // Six products of planes, or one.
     // Of products of squares: more stages than a ring has.
-    let depth = if !E::IS_16_BIT { 46 } else if most > 256 { 300 } else { 170 };
+    let depth = if !E::IS_16_BIT {
+        46
+    } else if most > 256 {
+        300
+    } else {
+        170
+    };
     // For what need not be tried with every type.
     let once = E::NAME == "bf16" && under.backend.0.precision() == Precision::Storage;
     let encode = |n: usize, d: usize, h: usize, activation, before: bool| Encode {

@@ -31,6 +31,7 @@ def _load():
         raise ImportError(f"{PATH} cannot be loaded ({error}); build it anew by `pip install ./python` in a clone") from error
     library.saek_last_error.restype = library.saek_version.restype = c_char_p
     library.saek_context_create_cpu.argtypes = [c_int32, POINTER(c_void_p)]
+    library.saek_context_create_cuda.argtypes = [c_int32, c_void_p, POINTER(c_void_p)]
     begin = [c_void_p, POINTER(Objective), c_int64, c_int64, c_int64]
     pointers = {
         # x, ldx, weight, bias, activations, row_loss
@@ -61,16 +62,17 @@ def version():
 def set_num_threads(threads):
     """Threads of all later calls; 0 is one for each processor. Results have the same bits for any number."""
     global _threads
-    _context(int(threads))
+    _context("cpu", int(threads))
     _threads = int(threads)
 
 
-def _context(threads):
-    key = (os.getpid(), threads)
+def _context(kind, *arguments):
+    """The context of saek_context_create_<kind> for its arguments: threads of the CPU, or number and stream of a CUDA device."""
+    key = (os.getpid(), kind, *arguments)
     with _lock:
         if key not in _contexts:
             context = c_void_p()
-            _check(_library.saek_context_create_cpu(threads, byref(context)))
+            _check(getattr(_library, f"saek_context_create_{kind}")(*arguments, byref(context)))
             _contexts[key] = context
         return _contexts[key]
 
@@ -104,9 +106,13 @@ def only(variance_eps=1e-6, **lambdas):
     return Objective(**{**{f"lambda_{term}": 0.0 for term in TERMS}, **lambdas}, variance_eps=float(variance_eps))
 
 
-def call(name, storage, objective, extents, *pointers):
-    """A C function by its name without saek_; returns its losses. None is NULL."""
+def call(name, storage, objective, extents, *pointers, cuda=None):
+    """A C function by its name without saek_; returns its losses. None is NULL.
+
+    cuda: number and stream (an address, 0 or None for the default one) of the CUDA device whose memory the pointers are to; None: the host's.
+    """
     losses = Losses()
     function = getattr(_library, f"saek_{name}_{storage}")
-    _check(function(_context(_threads), byref(objective), *extents, *pointers, byref(losses)))
+    context = _context("cpu", _threads) if cuda is None else _context("cuda", *cuda)
+    _check(function(context, byref(objective), *extents, *pointers, byref(losses)))
     return losses

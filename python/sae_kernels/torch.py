@@ -4,9 +4,12 @@
 functions of these names in the paper's code (Oursland 2026, arXiv 2601.06478), so they take their place; `decoder_free_loss` and `encode_lse`
 have the encoder within. Notation: N rows in the batch, D inputs, H latents; x [N,D], W [H,D], b [H], activations a [N,H].
 
-Tensors are float32, bfloat16, float16 or float64, on the CPU (CUDA tensors are to come), and results have their type. They are read where they
-lie; only what has neither dense rows nor a row stride is copied. float64 is computed by plain loops, for `torch.autograd.gradcheck` and small
-batches. Gradients may be taken once; those of `lse_loss` and `encode_lse` any number of times.
+Tensors are float32, bfloat16, float16 or float64, and results have their type and device. They are read where they lie; only what has neither
+dense rows nor a row stride is copied. float64 is computed by plain loops, for `torch.autograd.gradcheck` and small batches. Gradients may be
+taken once; those of `lse_loss` and `encode_lse` any number of times.
+
+CUDA tensors (float32, bfloat16, float16) need a package built by `SAE_KERNELS_FEATURES=cuda pip install ./python`. Work goes to the current
+stream of their device; calls wait for it, as losses come back through the host. Not yet run on hardware.
 
 All raise TypeError for what is no tensor of these types, ValueError for shapes, devices and objectives that do not fit, and ValueError for
 fewer than two rows where a variance is needed.
@@ -16,7 +19,7 @@ import torch
 from torch.autograd import Function
 
 from . import _library
-from ._arguments import check_matrix, check_shape, check_type
+from ._arguments import check_device, check_matrix, check_shape, check_type
 
 __all__ = [
     "combined_loss",
@@ -39,8 +42,10 @@ def _storage(name, tensor):
         raise TypeError(f"{name} is {tensor.dtype}, but it must be float32, bfloat16, float16 or float64: use {name}.float()")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} is {tensor.layout}, but it must be dense: use {name}.to_dense()")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} is on {tensor.device}, but only CPU tensors are supported so far: use {name}.cpu()")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} is on {tensor.device}, but it must be on the CPU or a CUDA device: use {name}.cpu()")
+    if tensor.device.type == "cuda" and tensor.dtype == torch.float64:
+        raise TypeError(f"{name} is float64 on {tensor.device}, where only float32, bfloat16 and float16 are supported: use {name}.float() or {name}.cpu()")
     return _STORAGE[tensor.dtype], torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -69,6 +74,16 @@ def _pointers(*tensors):
     return (None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
+def _library_call(name, storage, objective, extents, like, *pointers):
+    """A C function on the device of `like`, in its current stream."""
+    if like.device.type == "cpu":
+        return _library.call(name, storage, objective, extents, *pointers)
+    # The call leaves its device current to this thread; this puts the caller's back.
+    with torch.cuda.device(like.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _library.call(name, storage, objective, extents, *pointers, cuda=(like.device.index, stream))
+
+
 def _check_activations(a):
     _storage("a", a)
     return check_matrix("a", a.shape, "[batch, latents]")
@@ -89,7 +104,7 @@ def _activation_losses(objective, a, W=None, *, gradient=False, weight_gradient=
     grad_W = _empty(W, h, d, dtype=real) if weight_gradient else None
     r = _empty(a, n, h, dtype=real) if responsibilities else None
     pointers = _pointers(W, grad_a, grad_W, r, None)
-    losses = _library.call("activation_losses", storage, objective, (n, d, h), a.data_ptr(), lda, *pointers)
+    losses = _library_call("activation_losses", storage, objective, (n, d, h), a, a.data_ptr(), lda, *pointers)
     # Results have the type of what they are of.
     grad_W, r = (None if t is None else t.to(a.dtype) for t in (grad_W, r))
     return losses, grad_a, grad_W, r
@@ -226,6 +241,7 @@ def combined_loss(a, W, config=None):
     _, d = _check_weight(W)
     check_shape("W", W.shape, (h, d), "[H,D] of a [N,H]")
     check_type("W", W.dtype, "a", a.dtype)
+    check_device("W", W.device, "a", a.device)
     total, lse, var, tc, wr, r = _CombinedLoss.apply(a, W, _library.objective(config))
     return {"total": total, "lse": lse, "var": var, "tc": tc, "wr": wr, "responsibilities": r}
 
@@ -237,8 +253,10 @@ def _encoder(x, weight, bias):
     h, _ = check_matrix("weight", weight.shape, "[H,D]")
     check_shape("weight", weight.shape, (h, d), "[H,D] of x [N,D]")
     check_type("weight", weight.dtype, "x", x.dtype)
+    check_device("weight", weight.device, "x", x.device)
     _storage("bias", bias)
     check_shape("bias", bias.shape, (h,), "[H] of weight [H,D]")
+    check_device("bias", bias.device, "x", x.device)
     if bias.dtype != real:
         check_type("bias", bias.dtype, "x", x.dtype)
     return real, (n, d, h)
@@ -248,7 +266,7 @@ def _call(name, objective, extents, x, weight, bias, *outputs):
     storage, real = _storage("x", x)
     x, ldx = _rows(x)
     weight, bias = _dense(weight), _dense(bias, dtype=real)
-    return _library.call(name, storage, objective, extents, x.data_ptr(), ldx, *_pointers(weight, bias, *outputs))
+    return _library_call(name, storage, objective, extents, x, x.data_ptr(), ldx, *_pointers(weight, bias, *outputs))
 
 
 class _EncodeLse(Function):

@@ -1,5 +1,6 @@
 """sae_kernels.torch against autograd of the formulas in float64."""
 
+import contextlib
 import dataclasses
 import types
 
@@ -350,6 +351,7 @@ def test_wrong_tensors_are_refused():
         (lambda: saek.encode_lse(x, W, b[:4]), ValueError, "bias"),
         (lambda: saek.encode_lse(x, W, b.double()), TypeError, "bias"),
         (lambda: saek.decoder_free_loss(x.to("meta"), W, b), ValueError, "x.cpu"),
+        (lambda: saek.combined_loss(a, W.to("meta"), None), ValueError, "W.cpu"),
         (lambda: saek.decoder_free_loss(x[:1], W, b), ValueError, "row"),
     ]:
         with pytest.raises(error, match=text):
@@ -360,9 +362,74 @@ def test_wrong_tensors_are_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_tensors_are_refused():
-    with pytest.raises(ValueError, match="cpu"):
-        saek.lse_loss(random(6, 5).cuda())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_cuda_tensors_are_as_those_of_the_cpu(dtype):
+    x, W, b = random(33, 20, dtype=dtype), random(40, 20, dtype=dtype, seed=1), 2 + random(40, dtype=dtype, seed=2)
+
+    def results(*inputs):
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        loss = saek.decoder_free_loss(*inputs, WEIGHTS)["total"]
+        given = saek.combined_loss(torch.relu(inputs[0] @ inputs[1].T + inputs[2]), inputs[1], WEIGHTS)["total"]
+        return loss, given, *torch.autograd.grad(loss, inputs)
+
+    expected = results(x, W, b)
+    try:
+        found = results(*(tensor.detach().cuda() for tensor in (x, W, b)))
+    except RuntimeError as error:
+        if "built without CUDA" not in str(error):
+            raise
+        pytest.skip(str(error))
+    for one, other in zip(found, expected):
+        assert one.is_cuda and relative(one.cpu(), other) < 4 * bar(dtype)
+    with pytest.raises(TypeError, match="float64"):
+        saek.lse_loss(random(6, 5, dtype=torch.float64).cuda())
+    with pytest.raises(ValueError, match="same device"):
+        saek.combined_loss(random(6, 5).cuda(), random(5, 3), None)
+
+
+def test_a_context_for_each_device_and_stream(monkeypatch):
+    """With a library that only notes what it is asked for: no device is needed."""
+    made, used = [], []
+
+    class Fake:
+        def saek_context_create_cuda(self, device, stream, out):
+            made.append((device, stream))
+            out._obj.value = 100 + len(made)
+            return 0
+
+        def saek_activation_losses_f32(self, context, *arguments):
+            used.append(context.value)
+            return 0
+
+    class Device(contextlib.nullcontext):
+        current = None
+
+        def __init__(self, device):
+            super().__init__()
+            Device.current = device
+
+    streams = {0: 7, 1: 0}
+    monkeypatch.setattr(sae_kernels._library, "_library", Fake())
+    monkeypatch.setattr(sae_kernels._library, "_contexts", {})
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=streams[Device.current.index]))
+
+    def call(index):
+        like = types.SimpleNamespace(device=torch.device("cuda", index))
+        saek._library_call("activation_losses", "f32", sae_kernels._library.objective(), (1, 1, 1), like, *[None] * 7)
+
+    for index in (0, 1, 0):
+        call(index)
+    streams[0] = 8
+    call(0)
+    assert made == [(0, 7), (1, 0), (0, 8)]
+    assert used == [101, 102, 101, 103]
+
+
+def test_a_library_without_cuda_says_how_to_build_one():
+    # Whatever the library is built with, there is no such device.
+    with pytest.raises(RuntimeError, match="SAE_KERNELS_FEATURES=cuda pip install|no NVIDIA driver|no CUDA device|kernels were not built"):
+        sae_kernels._library._context("cuda", 2**31 - 1, 0)
 
 
 def test_nan_is_not_hidden():

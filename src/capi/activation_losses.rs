@@ -1,12 +1,12 @@
 //! The call of losses of given activations, for any backend.
 
-use super::argument::{self, product, write_losses};
-use super::buffer::Buffers;
+use super::argument::{self, matrix, product, write_losses};
+use super::buffer::{Buffers, Input};
 use super::context::{ContextBackend, context_at};
 use super::{call, saek_context, saek_losses, saek_objective};
 use crate::backend::Shape;
 use crate::decoder_free::{ActivationLosses, ActivationStep};
-use crate::matrix::{MatMut, MatRef};
+use crate::matrix::MatRef;
 
 /// # Safety
 /// What the header says of pointers.
@@ -28,10 +28,11 @@ pub(super) unsafe fn activation_losses<B: ContextBackend>(
     call::status(|| {
         let shape @ Shape { rows, inputs, latents } = argument::shape(n, d, h)?;
         let (lda, span) = argument::strided(["lda", "n*lda"], rows, latents, lda)?;
-        let (matrix, weights) = (product("n*h", rows, latents)?, product("h*d", latents, inputs)?);
+        let (entries, weights) = (product("n*h", rows, latents)?, product("h*d", latents, inputs)?);
         let mut buffers = Buffers::default();
         // SAFETY: the caller's promise.
         let context = unsafe { context_at(context) }?;
+        let backend = B::of(context)?;
         let objective = buffers.input("objective", objective, 1)?;
         let activations = buffers.input("activations", activations, span)?;
         // Its gradient is made of the weight.
@@ -40,9 +41,9 @@ pub(super) unsafe fn activation_losses<B: ContextBackend>(
         } else {
             Some(buffers.input("weight", weight, weights)?)
         };
-        let grad_activations = buffers.optional_output("grad_activations", grad_activations, matrix)?;
+        let grad_activations = buffers.optional_output("grad_activations", grad_activations, entries)?;
         let grad_weight = buffers.optional_output("grad_weight", grad_weight, weights)?;
-        let responsibilities = buffers.optional_output("responsibilities", responsibilities, matrix)?;
+        let responsibilities = buffers.optional_output("responsibilities", responsibilities, entries)?;
         let row_loss = buffers.optional_output("row_loss", row_loss, rows)?;
         let losses = buffers.output("losses", losses, 1)?;
         // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
@@ -50,18 +51,17 @@ pub(super) unsafe fn activation_losses<B: ContextBackend>(
             let objective = argument::objective(objective)?;
             let mut plans = context.lock();
             let model: &mut ActivationLosses<B> =
-                context.plan(&mut plans, shape, objective, |planned| *planned == objective)?;
+                context.plan(&mut plans, &backend, shape, objective, |planned| *planned == objective)?;
             model.step(ActivationStep {
-                activations: MatRef::with_stride(activations.slice(), rows, latents, lda)?,
+                activations: MatRef::from_memory(activations.slice::<B::Memory>(), rows, latents, lda)?,
                 // A weight without elements may be NULL.
-                weight: match weight {
-                    Some(weight) => Some(MatRef::new(weight.slice(), latents, inputs)?),
-                    None => (inputs == 0).then(|| MatRef::new(&[], latents, 0)).transpose()?,
-                },
-                grad_activations: grad_activations.map(|to| MatMut::new(to.slice(), rows, latents)).transpose()?,
-                grad_weight: grad_weight.map(|to| MatMut::new(to.slice(), latents, inputs)).transpose()?,
-                responsibilities: responsibilities.map(|to| MatMut::new(to.slice(), rows, latents)).transpose()?,
-                row_loss: row_loss.map(|to| to.slice()),
+                weight: (weight.or((inputs == 0).then_some(Input::EMPTY)))
+                    .map(|weight| MatRef::from_memory(weight.slice::<B::Memory>(), latents, inputs, inputs))
+                    .transpose()?,
+                grad_activations: grad_activations.map(|to| matrix::<B, _>(to, rows, latents)).transpose()?,
+                grad_weight: grad_weight.map(|to| matrix::<B, _>(to, latents, inputs)).transpose()?,
+                responsibilities: responsibilities.map(|to| matrix::<B, _>(to, rows, latents)).transpose()?,
+                row_loss: row_loss.map(|to| to.slice::<B::Memory>()),
             })?;
             write_losses(losses, model.losses()?);
         }

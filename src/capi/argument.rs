@@ -6,7 +6,7 @@ use super::context::ContextBackend;
 use super::{
     SAEK_ERROR_ARGUMENT, SAEK_ERROR_SHAPE, SAEK_REDUCTION_MEAN, SAEK_REDUCTION_SUM, saek_losses, saek_objective,
 };
-use crate::backend::{Backend, Shape};
+use crate::backend::{Backend, Mat, MatOut, Shape, Slice};
 use crate::decoder_free::DecoderFreeStep;
 use crate::element::Element;
 use crate::error::Error;
@@ -88,10 +88,10 @@ pub(super) fn statistics_len(h: i64) -> Result<usize, Failure> {
 }
 
 /// # Safety
-/// As [`Input::slice`].
+/// As [`Input::host`].
 pub(super) unsafe fn objective(objective: Input<saek_objective>) -> Result<Objective, Failure> {
     // SAFETY: the caller's promise.
-    let given = unsafe { objective.slice() }[0];
+    let given = *unsafe { objective.host() };
     let reduction = match given.reduction {
         SAEK_REDUCTION_SUM => Reduction::Sum,
         SAEK_REDUCTION_MEAN => Reduction::Mean,
@@ -128,16 +128,40 @@ pub(super) fn working_bytes(statistics: usize) -> crate::Result<usize> {
 }
 
 /// The shift of statistics.
-pub(super) fn widened<R: Element>(shift: Option<&[R]>, h: usize) -> Vec<f64> {
-    shift.map_or_else(|| vec![0.0; h], |shift| shift.iter().map(|c| c.to_f64()).collect())
+///
+/// # Safety
+/// As [`Input::slice`].
+pub(super) unsafe fn shift<B: ContextBackend>(
+    backend: &B,
+    shift: Option<Input<B::Real>>,
+    h: usize,
+) -> crate::Result<Vec<f64>> {
+    let mut values = vec![B::Real::from_f64(0.0); h];
+    if let Some(shift) = shift {
+        // SAFETY: the caller's promise.
+        backend.download(unsafe { shift.slice::<B::Memory>() }, &mut values)?;
+    }
+    Ok(values.iter().map(|c| c.to_f64()).collect())
 }
 
 /// # Safety
-/// As [`Output::slice`].
+/// As [`Output::host`].
 pub(super) unsafe fn write_losses(to: Output<saek_losses>, Losses { lse, var, tc, wr, total }: Losses) {
     // SAFETY: the caller's promise.
-    let to = unsafe { to.slice() };
-    to[0] = saek_losses { lse, var, tc, wr, total };
+    *unsafe { to.host() } = saek_losses { lse, var, tc, wr, total };
+}
+
+/// A dense matrix to write.
+///
+/// # Safety
+/// As [`Output::slice`].
+pub(super) unsafe fn matrix<'a, B: ContextBackend, T: Element>(
+    to: Output<T>,
+    rows: usize,
+    cols: usize,
+) -> crate::Result<MatOut<'a, B, T>> {
+    // SAFETY: the caller's promise.
+    MatMut::from_memory(unsafe { to.slice::<B::Memory>() }, rows, cols, cols)
 }
 
 /// The inputs that all calls have.
@@ -149,7 +173,7 @@ pub(super) struct Inputs<B: ContextBackend> {
 
 /// x, weight and bias.
 type InputViews<'a, B> =
-    (MatRef<'a, <B as Backend>::Element>, MatRef<'a, <B as Backend>::Element>, &'a [<B as Backend>::Real]);
+    (Mat<'a, B, <B as Backend>::Element>, Mat<'a, B, <B as Backend>::Element>, Slice<'a, B, <B as Backend>::Real>);
 
 impl<B: ContextBackend> Inputs<B> {
     pub(super) fn take(
@@ -170,9 +194,11 @@ impl<B: ContextBackend> Inputs<B> {
     /// As [`Input::slice`].
     pub(super) unsafe fn views<'a>(self, extents: &Extents) -> crate::Result<InputViews<'a, B>> {
         // SAFETY: the caller's promise.
-        let (x, weight, bias) = unsafe { (self.x.slice(), self.weight.slice(), self.bias.slice()) };
+        let (x, weight, bias) =
+            unsafe { (self.x.slice::<B::Memory>(), self.weight.slice::<B::Memory>(), self.bias.slice::<B::Memory>()) };
         let Shape { rows, inputs, latents } = extents.shape;
-        Ok((MatRef::with_stride(x, rows, inputs, extents.ldx)?, MatRef::new(weight, latents, inputs)?, bias))
+        let x = MatRef::from_memory(x, rows, inputs, extents.ldx)?;
+        Ok((x, MatRef::from_memory(weight, latents, inputs, inputs)?, bias))
     }
 }
 
@@ -217,11 +243,11 @@ impl<R: Element> Gradients<R> {
                 x,
                 weight,
                 bias,
-                grad_weight: MatMut::new(self.weight.slice(), latents, d)?,
-                grad_bias: self.bias.slice(),
-                grad_x: self.x.map(|x| MatMut::new(x.slice(), rows, d)).transpose()?,
-                activations: activations.map(|a| MatMut::new(a.slice(), rows, latents)).transpose()?,
-                row_loss: row_loss.map(|row_loss| row_loss.slice()),
+                grad_weight: matrix::<B, _>(self.weight, latents, d)?,
+                grad_bias: self.bias.slice::<B::Memory>(),
+                grad_x: self.x.map(|x| matrix::<B, _>(x, rows, d)).transpose()?,
+                activations: activations.map(|a| matrix::<B, _>(a, rows, latents)).transpose()?,
+                row_loss: row_loss.map(|row_loss| row_loss.slice::<B::Memory>()),
             })
         }
     }

@@ -2,11 +2,12 @@
 //! all are right.
 
 use super::call::Failure;
+use super::memory::Addressed;
 use super::{SAEK_ERROR_MEMORY, SAEK_ERROR_NULL, SAEK_ERROR_POINTER};
+use crate::element::Element;
 use crate::error::Error;
 use std::hint::black_box;
 use std::ops::Range;
-use std::slice;
 
 /// [`SAEK_ERROR_MEMORY`] unless there are `bytes` bytes to allocate: where a `Vec` finds none, the program ends.
 pub(super) fn expect_memory(bytes: usize) -> Result<(), Failure> {
@@ -113,25 +114,44 @@ pub(super) fn check_pointer<T>(name: &str, address: usize, len: usize) -> Result
 }
 
 impl<T> Input<T> {
+    /// A structure, which is in the host's memory whatever the context.
+    ///
     /// # Safety
-    /// The elements are readable for `'a`, and nobody writes them meanwhile.
-    pub(super) unsafe fn slice<'a>(self) -> &'a [T] {
-        if self.len == 0 {
-            return &[];
-        }
+    /// There is one; it is readable for `'a`, and nobody writes it meanwhile.
+    pub(super) unsafe fn host<'a>(self) -> &'a T {
+        // SAFETY: not NULL and aligned, as checked; the rest is the caller's promise.
+        unsafe { &*self.pointer }
+    }
+}
+
+impl<T: Element> Input<T> {
+    /// No elements.
+    pub(super) const EMPTY: Self = Self { pointer: std::ptr::null(), len: 0 };
+
+    /// # Safety
+    /// The elements are in the memory, readable for `'a`, and nobody writes them meanwhile.
+    pub(super) unsafe fn slice<'a, M: Addressed>(self) -> M::Slice<'a, T> {
         // SAFETY: not NULL, aligned and not too long, as checked; the rest is the caller's promise.
-        unsafe { slice::from_raw_parts(self.pointer, self.len) }
+        unsafe { M::slice_at(self.pointer, self.len) }
     }
 }
 
 impl<T> Output<T> {
+    /// As [`Input::host`].
+    ///
     /// # Safety
-    /// The elements are readable and writable for `'a`, and nobody else reads or writes them meanwhile.
-    pub(super) unsafe fn slice<'a>(self) -> &'a mut [T] {
-        if self.len == 0 {
-            return &mut [];
-        }
+    /// There is one; it is readable and writable for `'a`, and nobody else reads or writes it meanwhile.
+    pub(super) unsafe fn host<'a>(self) -> &'a mut T {
+        // SAFETY: not NULL, aligned and no other buffer's, as checked; the rest is the caller's promise.
+        unsafe { &mut *self.pointer }
+    }
+}
+
+impl<T: Element> Output<T> {
+    /// # Safety
+    /// The elements are in the memory, readable and writable for `'a`, and nobody else reads or writes them meanwhile.
+    pub(super) unsafe fn slice<'a, M: Addressed>(self) -> M::SliceMut<'a, T> {
         // SAFETY: not NULL, aligned, not too long and no other buffer's, as checked; the rest is the caller's promise.
-        unsafe { slice::from_raw_parts_mut(self.pointer, self.len) }
+        unsafe { M::slice_mut_at(self.pointer, self.len) }
     }
 }

@@ -1,6 +1,9 @@
 //! What every call does around its work: no panic leaves it, nothing is printed, and the text of a failure is kept.
 
-use super::{SAEK_ERROR_ARGUMENT, SAEK_ERROR_BACKEND, SAEK_ERROR_MEMORY, SAEK_ERROR_PANIC, SAEK_ERROR_SHAPE, SAEK_OK};
+use super::{
+    SAEK_ERROR_ARGUMENT, SAEK_ERROR_BACKEND, SAEK_ERROR_DEVICE, SAEK_ERROR_MEMORY, SAEK_ERROR_PANIC, SAEK_ERROR_SHAPE,
+    SAEK_OK,
+};
 use crate::error::Error;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -41,6 +44,12 @@ impl From<Error> for Failure {
             | Error::DualNeedsOneBlock { .. }
             | Error::Statistics { .. } => SAEK_ERROR_SHAPE,
             Error::Allocation { .. } | Error::DeviceMemory { .. } => SAEK_ERROR_MEMORY,
+            Error::NoDriver { .. }
+            | Error::NoDevice { .. }
+            | Error::DriverTooOld { .. }
+            | Error::KernelsNotBuilt { .. }
+            | Error::NoImage { .. }
+            | Error::Device { .. } => SAEK_ERROR_DEVICE,
             _ => SAEK_ERROR_BACKEND,
         };
         Self { code, text: error.to_string() }

@@ -2,15 +2,18 @@
 
 use super::buffer::check_pointer;
 use super::call::Failure;
-use super::saek_context;
+use super::memory::Addressed;
+use super::{SAEK_ERROR_DEVICE, saek_context};
 use crate::backend::{Backend, Shape};
 use crate::cpu::{Cpu, CpuElement};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Cuda, CudaElement};
 use crate::decoder_free::{ActivationLosses, DecoderFree, DecoderFreeConfig};
-use crate::matrix::Host;
 use crate::objective::Objective;
 use crate::reference::Reference;
 use std::any::Any;
-use std::sync::MutexGuard;
+use std::ffi::c_void;
+use std::sync::{Mutex, MutexGuard};
 
 /// A plan of any type.
 type Kept = Option<Box<dyn Any + Send>>;
@@ -24,34 +27,93 @@ pub(super) struct Plans {
     weight: Kept,
 }
 
+/// Where a context computes. The storage type is the call's.
+pub(super) enum Device {
+    Cpu(Cpu<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda<f32>),
+}
+
+impl Device {
+    /// A CUDA device, in the caller's stream.
+    ///
+    /// # Safety
+    /// The stream is NULL or a stream, and outlives the device.
+    #[cfg(feature = "cuda")]
+    pub(super) unsafe fn cuda(ordinal: usize, stream: *mut c_void) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise.
+        Ok(Self::Cuda(unsafe { Cuda::on_raw_stream(ordinal, stream) }?))
+    }
+    #[cfg(not(feature = "cuda"))]
+    pub(super) unsafe fn cuda(_: usize, _: *mut c_void) -> Result<Self, Failure> {
+        let text = "the library is built without CUDA; build it with --features capi,cuda (the Python package: \
+                    SAE_KERNELS_FEATURES=cuda pip install ./python), or compute on the CPU";
+        Err(Failure::new(SAEK_ERROR_DEVICE, text.into()))
+    }
+
+    fn cpu(&self) -> Result<&Cpu<f32>, Failure> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu),
+            // `compute!` sends all other types elsewhere.
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => {
+                let text = "a CUDA context has no double; call the function for f32, bf16 or f16, or use a context of \
+                            saek_context_create_cpu";
+                Err(Failure::new(SAEK_ERROR_DEVICE, text.into()))
+            }
+        }
+    }
+}
+
 /// What calls compute with.
-pub(super) trait ContextBackend: Backend<Memory = Host> + Sized + 'static {
-    fn of(context: &saek_context) -> Self;
+pub(super) trait ContextBackend: Backend<Memory: Addressed> + Clone + 'static {
+    fn of(context: &saek_context) -> Result<Self, Failure>;
 }
 
 impl<E: CpuElement> ContextBackend for Cpu<E> {
-    fn of(context: &saek_context) -> Self {
-        context.cpu.storing()
+    fn of(context: &saek_context) -> Result<Self, Failure> {
+        Ok(context.device.cpu()?.storing())
     }
 }
 /// `double`.
 impl ContextBackend for Reference {
-    fn of(_: &saek_context) -> Self {
-        Reference
+    fn of(context: &saek_context) -> Result<Self, Failure> {
+        context.device.cpu().map(|_| Reference)
     }
+}
+#[cfg(feature = "cuda")]
+impl<E: CudaElement> ContextBackend for Cuda<E> {
+    fn of(context: &saek_context) -> Result<Self, Failure> {
+        match &context.device {
+            Device::Cuda(cuda) => Ok(cuda.storing()),
+            Device::Cpu(_) => unreachable!("compute! asks first"),
+        }
+    }
+}
+
+/// Whether a call is one for CUDA. What is no context is for the call itself to refuse.
+///
+/// # Safety
+/// As [`context_at`].
+#[cfg(feature = "cuda")]
+pub(super) unsafe fn is_cuda(context: *const saek_context) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { context_at(context) }.is_ok_and(|context| matches!(context.device, Device::Cuda(_)))
 }
 
 /// What owns the memory of a kind of call.
 pub(super) trait Plan: Any + Send + Sized {
-    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self>;
+    type Backend: Clone;
+    fn make(backend: Self::Backend, shape: Shape, objective: Objective) -> crate::Result<Self>;
     fn shape(&self) -> Shape;
     fn objective(&self) -> &Objective;
     fn kept(plans: &mut Plans, shape: Shape) -> &mut Kept;
 }
 
 impl<B: ContextBackend> Plan for DecoderFree<B> {
-    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self> {
-        DecoderFree::new(B::of(context), DecoderFreeConfig { objective, ..DecoderFreeConfig::new(shape) })
+    type Backend = B;
+    fn make(backend: B, shape: Shape, objective: Objective) -> crate::Result<Self> {
+        DecoderFree::new(backend, DecoderFreeConfig { objective, ..DecoderFreeConfig::new(shape) })
     }
     fn shape(&self) -> Shape {
         self.config().shape
@@ -65,8 +127,9 @@ impl<B: ContextBackend> Plan for DecoderFree<B> {
 }
 
 impl<B: ContextBackend> Plan for ActivationLosses<B> {
-    fn make(context: &saek_context, shape: Shape, objective: Objective) -> crate::Result<Self> {
-        ActivationLosses::new(B::of(context), shape, objective)
+    type Backend = B;
+    fn make(backend: B, shape: Shape, objective: Objective) -> crate::Result<Self> {
+        ActivationLosses::new(backend, shape, objective)
     }
     fn shape(&self) -> Shape {
         ActivationLosses::shape(self)
@@ -80,6 +143,18 @@ impl<B: ContextBackend> Plan for ActivationLosses<B> {
 }
 
 impl saek_context {
+    /// What [`saek_context_destroy`](super::saek_context_destroy) frees.
+    pub(super) fn on(device: Device) -> *mut Self {
+        Box::into_raw(Box::new(Self { device, plans: Mutex::default() }))
+    }
+
+    /// A context on any device that answers as a driver does, for tests. Not part of the API.
+    #[cfg(feature = "cuda")]
+    #[doc(hidden)]
+    pub fn on_driver(driver: std::sync::Arc<dyn crate::cuda::driver::Driver>) -> *mut Self {
+        Self::on(Device::Cuda(Cuda::on_driver(driver)))
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Plans> {
         self.plans.lock().unwrap_or_else(|poisoned| {
             // A panic has left a plan in the middle of a call.
@@ -94,6 +169,7 @@ impl saek_context {
     pub(super) fn plan<'a, P: Plan>(
         &self,
         plans: &'a mut Plans,
+        backend: &P::Backend,
         shape: Shape,
         objective: Objective,
         right: impl Fn(&Objective) -> bool,
@@ -108,7 +184,7 @@ impl saek_context {
         if !kept.as_ref().and_then(|kept| kept.downcast_ref()).is_some_and(serves) {
             // The old one's memory first.
             *kept = None;
-            *kept = Some(Box::new(P::make(self, shape, objective)?));
+            *kept = Some(Box::new(P::make(backend.clone(), shape, objective)?));
         }
         Ok(kept.as_mut().and_then(|kept| kept.downcast_mut()).expect("it serves, or was made just now"))
     }
@@ -127,19 +203,19 @@ mod tests {
     use super::super::{SAEK_ERROR_PANIC, call};
     use super::*;
     use crate::cpu::Isa;
-    use std::sync::Mutex;
 
     #[test]
     fn a_panic_takes_the_plan_with_it_and_nothing_else() {
         let cpu = Cpu::with(Isa::detect(), 1).expect("one thread");
-        let context = saek_context { cpu, plans: Mutex::default() };
+        let context = saek_context { device: Device::Cpu(cpu.clone()), plans: Mutex::default() };
         let shape = Shape { rows: 2, inputs: 3, latents: 4 };
         let objective = Objective::default();
         for _ in 0..2 {
             assert!(context.lock().step.is_none(), "a plan that a panic has interrupted");
             let code = call::status(|| {
                 let mut plans = context.lock();
-                context.plan::<DecoderFree<Cpu>>(&mut plans, shape, objective, |planned| *planned == objective)?;
+                context
+                    .plan::<DecoderFree<Cpu>>(&mut plans, &cpu, shape, objective, |planned| *planned == objective)?;
                 panic!("in the middle of a step");
             });
             assert_eq!(code, SAEK_ERROR_PANIC);
@@ -150,7 +226,8 @@ mod tests {
 
     #[test]
     fn each_kind_of_call_keeps_its_plan() {
-        let context = saek_context { cpu: Cpu::with(Isa::detect(), 1).expect("one thread"), plans: Mutex::default() };
+        let cpu = Cpu::with(Isa::detect(), 1).expect("one thread");
+        let context = saek_context { device: Device::Cpu(cpu.clone()), plans: Mutex::default() };
         let mut plans = context.lock();
         let shape = |rows| Shape { rows, inputs: 3, latents: 4 };
         let objective = Objective::default();
@@ -159,15 +236,17 @@ mod tests {
             let new = |_: &Objective| round > 0;
             let mut count = |there: bool| made += usize::from(!there);
             count(plans.step.is_some());
-            context.plan::<DecoderFree<Cpu>>(&mut plans, shape(5), objective, new).expect("memory");
+            context.plan::<DecoderFree<Cpu>>(&mut plans, &cpu, shape(5), objective, new).expect("memory");
             count(plans.activations.is_some());
-            context.plan::<ActivationLosses<Reference>>(&mut plans, shape(5), objective, new).expect("memory");
+            context
+                .plan::<ActivationLosses<Reference>>(&mut plans, &Reference, shape(5), objective, new)
+                .expect("memory");
             count(plans.weight.is_some());
-            context.plan::<ActivationLosses<Cpu>>(&mut plans, shape(0), objective, new).expect("memory");
+            context.plan::<ActivationLosses<Cpu>>(&mut plans, &cpu, shape(0), objective, new).expect("memory");
         }
         assert_eq!(made, 3);
         // Another type takes the place.
-        context.plan::<ActivationLosses<Cpu>>(&mut plans, shape(5), objective, |_| true).expect("memory");
+        context.plan::<ActivationLosses<Cpu>>(&mut plans, &cpu, shape(5), objective, |_| true).expect("memory");
         assert!(plans.activations.as_ref().is_some_and(|kept| kept.is::<ActivationLosses<Cpu>>()));
     }
 }

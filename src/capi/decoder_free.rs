@@ -1,12 +1,12 @@
 //! The calls of the step, of its forward pass, and of its two phases, for any backend.
 
-use super::argument::{self, Extents, Gradients, Inputs, check_count, statistics_len, widened, write_losses};
+use super::argument::{self, Extents, Gradients, Inputs, check_count, matrix, statistics_len, write_losses};
 use super::buffer::{Buffers, expect_memory};
 use super::context::{ContextBackend, context_at};
+use super::memory::Addressed;
 use super::{call, saek_context, saek_losses, saek_objective};
 use crate::backend::Shape;
 use crate::decoder_free::DecoderFree;
-use crate::matrix::MatMut;
 use crate::objective::Objective;
 use crate::statistics::Statistics;
 
@@ -34,6 +34,7 @@ pub(super) unsafe fn step<B: ContextBackend>(
         let mut buffers = Buffers::default();
         // SAFETY: the caller's promise.
         let context = unsafe { context_at(context) }?;
+        let backend = B::of(context)?;
         let objective = buffers.input("objective", objective, 1)?;
         let inputs = Inputs::<B>::take(&mut buffers, &extents, x, weight, bias)?;
         let activations = buffers.optional_output("activations", activations, extents.activations)?;
@@ -45,7 +46,7 @@ pub(super) unsafe fn step<B: ContextBackend>(
             let objective = argument::objective(objective)?;
             let mut plans = context.lock();
             let model: &mut DecoderFree<B> =
-                context.plan(&mut plans, extents.shape, objective, |planned| *planned == objective)?;
+                context.plan(&mut plans, &backend, extents.shape, objective, |planned| *planned == objective)?;
             model.step(gradients.step(&extents, inputs, activations, row_loss)?)?;
             write_losses(losses, model.losses()?);
         }
@@ -74,6 +75,7 @@ pub(super) unsafe fn forward<B: ContextBackend>(
         let mut buffers = Buffers::default();
         // SAFETY: the caller's promise.
         let context = unsafe { context_at(context) }?;
+        let backend = B::of(context)?;
         let objective = buffers.input("objective", objective, 1)?;
         let inputs = Inputs::<B>::take(&mut buffers, &extents, x, weight, bias)?;
         let activations = buffers.optional_output("activations", activations, extents.activations)?;
@@ -84,11 +86,12 @@ pub(super) unsafe fn forward<B: ContextBackend>(
             let objective = argument::objective(objective)?;
             let mut plans = context.lock();
             let model: &mut DecoderFree<B> =
-                context.plan(&mut plans, extents.shape, objective, |planned| *planned == objective)?;
+                context.plan(&mut plans, &backend, extents.shape, objective, |planned| *planned == objective)?;
             let (x, weight, bias) = inputs.views(&extents)?;
             let Shape { rows, latents, .. } = extents.shape;
-            let activations = activations.map(|to| MatMut::new(to.slice(), rows, latents)).transpose()?;
-            model.forward(x, weight, bias, activations, row_loss.map(|to| to.slice()))?;
+            let activations = activations.map(|to| matrix::<B, _>(to, rows, latents)).transpose()?;
+            let row_loss = row_loss.map(|to| to.slice::<B::Memory>());
+            model.forward(x, weight, bias, activations, row_loss)?;
             write_losses(losses, model.losses()?);
         }
         Ok(())
@@ -115,6 +118,7 @@ pub(super) unsafe fn statistics<B: ContextBackend>(
         let mut buffers = Buffers::default();
         // SAFETY: the caller's promise.
         let context = unsafe { context_at(context) }?;
+        let backend = B::of(context)?;
         let inputs = Inputs::<B>::take(&mut buffers, &extents, x, weight, bias)?;
         let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
         let statistics = buffers.output("statistics", statistics, len)?;
@@ -122,17 +126,17 @@ pub(super) unsafe fn statistics<B: ContextBackend>(
         let mut plans = context.lock();
         // Whatever the objective, statistics are the same; but without a correlation term there are no comoments.
         let model: &mut DecoderFree<B> =
-            context.plan(&mut plans, extents.shape, Objective::default(), |planned| planned.lambda_tc != 0.0)?;
+            context
+                .plan(&mut plans, &backend, extents.shape, Objective::default(), |planned| planned.lambda_tc != 0.0)?;
         let mut block = Statistics::new(extents.shape.latents, true);
         // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
         let (x, weight, bias) = unsafe { inputs.views(&extents) }?;
         model.statistics(x, weight, bias, &mut block)?;
-        // SAFETY: as above.
-        let (shift, statistics) = unsafe { (shift.map(|shift| shift.slice()), statistics.slice()) };
         if extents.shape.rows > 0 {
-            block.rebase(&widened(shift, extents.shape.latents));
-            for (sum, term) in statistics.iter_mut().zip(block.sums()) {
-                *sum += term;
+            // SAFETY: as above.
+            unsafe {
+                block.rebase(&argument::shift(&backend, shift, extents.shape.latents)?);
+                B::Memory::add(&backend, block.sums(), statistics.slice::<B::Memory>())?;
             }
         }
         Ok(())
@@ -165,6 +169,7 @@ pub(super) unsafe fn backward<B: ContextBackend>(
         let mut buffers = Buffers::default();
         // SAFETY: the caller's promise.
         let context = unsafe { context_at(context) }?;
+        let backend = B::of(context)?;
         let objective = buffers.input("objective", objective, 1)?;
         let inputs = Inputs::<B>::take(&mut buffers, &extents, x, weight, bias)?;
         let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
@@ -175,14 +180,13 @@ pub(super) unsafe fn backward<B: ContextBackend>(
         // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
         unsafe {
             let objective = argument::objective(objective)?;
-            let sums = sums.slice();
-            check_count(sums[0], extents.shape.rows)?;
             let mut statistics = Statistics::new(extents.shape.latents, true);
-            statistics.rebase(&widened(shift.map(|shift| shift.slice()), extents.shape.latents));
-            statistics.sums_mut().copy_from_slice(sums);
+            statistics.rebase(&argument::shift(&backend, shift, extents.shape.latents)?);
+            backend.download(sums.slice::<B::Memory>(), statistics.sums_mut())?;
+            check_count(statistics.sums()[0], extents.shape.rows)?;
             let mut plans = context.lock();
             let model: &mut DecoderFree<B> =
-                context.plan(&mut plans, extents.shape, objective, |planned| *planned == objective)?;
+                context.plan(&mut plans, &backend, extents.shape, objective, |planned| *planned == objective)?;
             model.backward(gradients.step(&extents, inputs, None, None)?, &statistics, add_weight_term != 0)?;
             write_losses(losses, model.losses()?);
         }

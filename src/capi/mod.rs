@@ -1,14 +1,14 @@
 //! The C ABI: what `include/sae_kernels.h` declares, which is made from this file.
 //!
-//! So far a CPU context; contexts on CUDA devices are not there yet. cbindgen sees no macros: so each storage type has its signature here,
-//! and one body in `decoder_free` or `activation_losses`.
+//! cbindgen sees no macros: so each storage type has its signature here, and one body in `decoder_free` or `activation_losses`, for any
+//! backend; `compute!` picks the one that the context is of. Calls on a CUDA context have run on an emulated device, not yet on hardware.
 //!
 //! The documentation here is the header's, so it speaks of C. What all functions ask of their pointers stands once, at
 //! the header's top: an array has as many elements as the extents say; from the call to the return nobody writes what
 //! the call reads, nor reads or writes what it writes.
 //!
 //! ```sh
-//! cargo rustc --release --lib --crate-type cdylib --features capi         # or staticlib
+//! cargo rustc --release --lib --crate-type cdylib --features capi         # or staticlib; capi,cuda for CUDA contexts too
 //! ```
 #![allow(non_camel_case_types, reason = "C's names")]
 #![allow(clippy::too_many_arguments, reason = "C has no other way to name them")]
@@ -21,15 +21,18 @@ mod buffer;
 mod call;
 mod context;
 mod decoder_free;
+mod memory;
 
 use crate::cpu::{Cpu, Isa};
+#[cfg(feature = "cuda")]
+use crate::cuda::Cuda;
 use crate::element::{bf16, f16};
 use crate::reference::Reference;
 use argument::statistics_len;
 use buffer::check_pointer;
 use call::Failure;
-use context::Plans;
-use std::ffi::{CStr, c_char};
+use context::{Device, Plans};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 use std::thread;
 
@@ -37,8 +40,8 @@ use std::thread;
 pub const SAEK_OK: i32 = 0;
 /// A required pointer is NULL.
 pub const SAEK_ERROR_NULL: i32 = 1;
-/// A number is outside its range: a weight of the objective, the reduction, the number of threads, a count of
-/// statistics.
+/// A number is outside its range: a weight of the objective, the reduction, the number of threads or of the device, a
+/// count of statistics.
 pub const SAEK_ERROR_ARGUMENT: i32 = 2;
 /// Extents are negative, too large, or do not fit together; or the batch has too few rows for the objective.
 pub const SAEK_ERROR_SHAPE: i32 = 3;
@@ -50,11 +53,26 @@ pub const SAEK_ERROR_MEMORY: i32 = 5;
 pub const SAEK_ERROR_BACKEND: i32 = 6;
 /// A bug in the library. What the call writes may be half written; the context stays usable.
 pub const SAEK_ERROR_PANIC: i32 = 7;
+/// The CUDA device cannot do it: the library is built without CUDA, there is no driver or no such device, the driver is
+/// too old, a call of it failed, or the type is double. After a failed call of the driver what the call writes may be
+/// half written, and the device may be of no more use to the process.
+pub const SAEK_ERROR_DEVICE: i32 = 8;
 
 /// The log-sum-exp term is summed over rows, as in the paper.
 pub const SAEK_REDUCTION_SUM: i32 = 0;
 /// The log-sum-exp term is averaged over rows.
 pub const SAEK_REDUCTION_MEAN: i32 = 1;
+
+/// The body of a call, in the backend of its context for a storage type.
+macro_rules! compute {
+    ($module:ident::$call:ident::<$storage:ident>($context:expr, $($argument:expr),+ $(,)?)) => {{
+        #[cfg(feature = "cuda")]
+        if context::is_cuda($context) {
+            return $module::$call::<Cuda<$storage>>($context, $($argument),+);
+        }
+        $module::$call::<Cpu<$storage>>($context, $($argument),+)
+    }};
+}
 
 /// Most threads of a context.
 pub const SAEK_MAX_THREADS: i32 = 1024;
@@ -65,7 +83,7 @@ pub const SAEK_MAX_THREADS: i32 = 1024;
 ///
 /// Several threads may use one context: their calls wait for each other.
 pub struct saek_context {
-    cpu: Cpu<f32>,
+    device: Device,
     plans: Mutex<Plans>,
 }
 
@@ -123,9 +141,38 @@ pub unsafe extern "C" fn saek_context_create_cpu(threads: i32, out: *mut *mut sa
         };
         let cpu = Cpu::with(Isa::detect(), threads)?;
         cpu.on_own_threads(call::silence_this_thread);
-        let context = Box::new(saek_context { cpu, plans: Mutex::default() });
         // SAFETY: not NULL and aligned, as checked; the caller promises that it is writable.
-        unsafe { out.write(Box::into_raw(context)) };
+        unsafe { out.write(saek_context::on(Device::Cpu(cpu))) };
+        Ok(())
+    })
+}
+
+/// Makes a context that computes on a CUDA device, in a stream of the caller's (a CUstream or cudaStream_t; NULL: the
+/// default stream). device is the driver's number, from 0. The stream must be of the device's primary context, which is
+/// the one that the CUDA runtime and frameworks use, and outlive the saek_context. The library must be built with its
+/// CUDA kernels: cargo rustc --release --lib --crate-type cdylib --features capi,cuda
+///
+/// All arrays of a call are then in the device's memory, shift and statistics too; objective and losses stay in the
+/// host's. Work goes to the stream, behind what is there, and every call waits for the stream before it returns, as it
+/// returns sums to the host. The primary context is left current to the calling thread. There is no double: those calls
+/// are refused. Not yet run on hardware.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn saek_context_create_cuda(
+    device: i32,
+    stream: *mut c_void,
+    out: *mut *mut saek_context,
+) -> i32 {
+    call::status(|| {
+        call::silence_caught_panics();
+        check_pointer::<*mut saek_context>("out", out.addr(), 1)?;
+        let ordinal = usize::try_from(device).map_err(|_| {
+            let text = format!("device = {device}, but it must be at least 0");
+            Failure::new(SAEK_ERROR_ARGUMENT, text)
+        })?;
+        // SAFETY: the caller's promise.
+        let device = unsafe { Device::cuda(ordinal, stream) }?;
+        // SAFETY: not NULL and aligned, as checked; the caller promises that it is writable.
+        unsafe { out.write(saek_context::on(device)) };
         Ok(())
     })
 }
@@ -135,7 +182,7 @@ pub unsafe extern "C" fn saek_context_create_cpu(threads: i32, out: *mut *mut sa
 pub unsafe extern "C" fn saek_context_destroy(context: *mut saek_context) {
     call::status(|| {
         if !context.is_null() {
-            // SAFETY: the caller promises that it came from saek_context_create_cpu and is not used again.
+            // SAFETY: the caller promises that it came from saek_context_create_* and is not used again.
             drop(unsafe { Box::from_raw(context) });
         }
         Ok(())
@@ -184,7 +231,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_f32(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::step::<Cpu<f32>>(
+        compute!(decoder_free::step::<f32>(
             context,
             objective,
             n,
@@ -200,7 +247,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_f32(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -225,7 +272,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_bf16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::step::<Cpu<bf16>>(
+        compute!(decoder_free::step::<bf16>(
             context,
             objective,
             n,
@@ -241,7 +288,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_bf16(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -266,7 +313,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_f16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::step::<Cpu<f16>>(
+        compute!(decoder_free::step::<f16>(
             context,
             objective,
             n,
@@ -282,7 +329,7 @@ pub unsafe extern "C" fn saek_decoder_free_step_f16(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -345,7 +392,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_f32(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::forward::<Cpu<f32>>(
+        compute!(decoder_free::forward::<f32>(
             context,
             objective,
             n,
@@ -358,7 +405,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_f32(
             activations,
             row_loss,
             losses,
-        )
+        ))
     }
 }
 
@@ -415,7 +462,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_bf16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::forward::<Cpu<bf16>>(
+        compute!(decoder_free::forward::<bf16>(
             context,
             objective,
             n,
@@ -428,7 +475,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_bf16(
             activations.cast(),
             row_loss,
             losses,
-        )
+        ))
     }
 }
 
@@ -450,7 +497,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_f16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::forward::<Cpu<f16>>(
+        compute!(decoder_free::forward::<f16>(
             context,
             objective,
             n,
@@ -463,7 +510,7 @@ pub unsafe extern "C" fn saek_decoder_free_forward_f16(
             activations.cast(),
             row_loss,
             losses,
-        )
+        ))
     }
 }
 
@@ -495,7 +542,7 @@ pub unsafe extern "C" fn saek_decoder_free_statistics_f32(
     statistics: *mut f64,
 ) -> i32 {
     // SAFETY: the caller's promise.
-    unsafe { decoder_free::statistics::<Cpu<f32>>(context, n, d, h, x, ldx, weight, bias, shift, statistics) }
+    unsafe { compute!(decoder_free::statistics::<f32>(context, n, d, h, x, ldx, weight, bias, shift, statistics)) }
 }
 
 /// As saek_decoder_free_statistics_f32, with bf16 for x and weight.
@@ -514,7 +561,18 @@ pub unsafe extern "C" fn saek_decoder_free_statistics_bf16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::statistics::<Cpu<bf16>>(context, n, d, h, x.cast(), ldx, weight.cast(), bias, shift, statistics)
+        compute!(decoder_free::statistics::<bf16>(
+            context,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            shift,
+            statistics
+        ))
     }
 }
 
@@ -534,7 +592,18 @@ pub unsafe extern "C" fn saek_decoder_free_statistics_f16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::statistics::<Cpu<f16>>(context, n, d, h, x.cast(), ldx, weight.cast(), bias, shift, statistics)
+        compute!(decoder_free::statistics::<f16>(
+            context,
+            n,
+            d,
+            h,
+            x.cast(),
+            ldx,
+            weight.cast(),
+            bias,
+            shift,
+            statistics
+        ))
     }
 }
 
@@ -565,7 +634,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_f32(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::backward::<Cpu<f32>>(
+        compute!(decoder_free::backward::<f32>(
             context,
             objective,
             n,
@@ -582,7 +651,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_f32(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -608,7 +677,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_bf16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::backward::<Cpu<bf16>>(
+        compute!(decoder_free::backward::<bf16>(
             context,
             objective,
             n,
@@ -625,7 +694,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_bf16(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -651,7 +720,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_f16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        decoder_free::backward::<Cpu<f16>>(
+        compute!(decoder_free::backward::<f16>(
             context,
             objective,
             n,
@@ -668,7 +737,7 @@ pub unsafe extern "C" fn saek_decoder_free_backward_f16(
             grad_bias,
             grad_x,
             losses,
-        )
+        ))
     }
 }
 
@@ -697,7 +766,7 @@ pub unsafe extern "C" fn saek_activation_losses_f32(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        activation_losses::activation_losses::<Cpu<f32>>(
+        compute!(activation_losses::activation_losses::<f32>(
             context,
             objective,
             n,
@@ -711,7 +780,7 @@ pub unsafe extern "C" fn saek_activation_losses_f32(
             responsibilities,
             row_loss,
             losses,
-        )
+        ))
     }
 }
 
@@ -771,7 +840,7 @@ pub unsafe extern "C" fn saek_activation_losses_bf16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        activation_losses::activation_losses::<Cpu<bf16>>(
+        compute!(activation_losses::activation_losses::<bf16>(
             context,
             objective,
             n,
@@ -785,7 +854,7 @@ pub unsafe extern "C" fn saek_activation_losses_bf16(
             responsibilities,
             row_loss,
             losses,
-        )
+        ))
     }
 }
 
@@ -808,7 +877,7 @@ pub unsafe extern "C" fn saek_activation_losses_f16(
 ) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
-        activation_losses::activation_losses::<Cpu<f16>>(
+        compute!(activation_losses::activation_losses::<f16>(
             context,
             objective,
             n,
@@ -822,6 +891,6 @@ pub unsafe extern "C" fn saek_activation_losses_f16(
             responsibilities,
             row_loss,
             losses,
-        )
+        ))
     }
 }

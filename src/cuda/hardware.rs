@@ -83,6 +83,29 @@ impl Hardware {
         Self::on_stream(stream, false)
     }
 
+    /// # Safety
+    /// The stream is NULL or a stream, and outlives this.
+    #[cfg(feature = "capi")]
+    pub(super) unsafe fn on_raw_stream(ordinal: usize, stream: *mut c_void) -> Result<Self> {
+        const CALL: &str = "taking the stream";
+        probe(ordinal)?;
+        let context = CudaContext::new(ordinal).map_err(failed("making a context"))?;
+        if !stream.is_null() {
+            let mut owner = std::ptr::null_mut();
+            // SAFETY: a stream, as the caller promises, and a pointer to a variable.
+            unsafe { sys::cuStreamGetCtx(stream.cast(), &mut owner) }.result().map_err(failed(CALL))?;
+            if owner != context.cu_ctx() {
+                let reason = format!(
+                    "it is not of the primary context of device {ordinal}; name the stream's own device, and make the stream by the CUDA \
+                     runtime or in that context"
+                );
+                return Err(Error::Device { call: CALL, reason });
+            }
+        }
+        // SAFETY: a stream of this context, or the default one, which the caller keeps. It is not destroyed with its wrapper.
+        Self::on_stream(unsafe { context.wrap_borrowed_stream(stream.cast()) }, false)
+    }
+
     /// `portable`: the kernels that run everywhere, whatever the device.
     pub(super) fn on_stream(stream: Arc<CudaStream>, portable: bool) -> Result<Self> {
         probe(stream.context().ordinal())?;

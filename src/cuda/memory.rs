@@ -42,7 +42,7 @@ pub struct CudaPointer<T> {
 }
 
 /// Address of a buffer without elements: not null, which kernels take for a missing argument.
-const NOWHERE: u64 = 256;
+pub(crate) const NOWHERE: u64 = 256;
 
 impl<T> Clone for CudaPointer<T> {
     fn clone(&self) -> Self {

@@ -27,6 +27,8 @@ mod reduce;
 mod redundancy;
 mod statistics;
 
+#[cfg(feature = "capi")]
+pub(crate) use memory::NOWHERE;
 pub use memory::{CudaBuffer, CudaMemory, CudaPointer, CudaRef, CudaRefMut};
 
 use crate::backend::{Backend, Shape};
@@ -37,6 +39,8 @@ use crate::operations::*;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use driver::{Argument, Driver};
 use hardware::Hardware;
+#[cfg(feature = "capi")]
+use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -230,6 +234,19 @@ impl<E: CudaElement> Cuda<E> {
         Ok(Self::on_hardware(Hardware::on_stream(stream, true)?))
     }
 
+    /// The caller's stream as the driver knows it; NULL is the default stream.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::Device`] if the stream is not of the device's primary context.
+    ///
+    /// # Safety
+    /// The stream is NULL or a stream, and outlives the backend, its clones and its buffers.
+    #[cfg(feature = "capi")]
+    pub(crate) unsafe fn on_raw_stream(ordinal: usize, stream: *mut c_void) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        Ok(Self::on_hardware(unsafe { Hardware::on_raw_stream(ordinal, stream) }?))
+    }
+
     fn on_hardware(hardware: Hardware) -> Self {
         let hardware = Arc::new(hardware);
         Self { hardware: Some(hardware.clone()), ..Self::on_driver(hardware) }
@@ -240,6 +257,12 @@ impl<E: CudaElement> Cuda<E> {
     pub fn on_driver(driver: Arc<dyn Driver>) -> Self {
         let core = Core { driver, precision: Precision::default(), products: Products::default() };
         Self { core, hardware: None, element: PhantomData }
+    }
+
+    /// The same device and stream with another storage type.
+    #[cfg(feature = "capi")]
+    pub(crate) fn storing<F: CudaElement>(&self) -> Cuda<F> {
+        Cuda { core: self.core.clone(), hardware: self.hardware.clone(), element: PhantomData }
     }
 
     /// The same device and stream with another precision of computed operands. It changes the workspace's length.
