@@ -9,7 +9,7 @@ case ${1:-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; ex
 cd "$(dirname "$0")/.."
 folder=${1:-target/gpu-bundle}
 # Machine code for sm_8x and sm_90, and PTX for newer ones: every program has the kernels in it, so all architectures would not fit.
-export SAE_KERNELS_REQUIRE_NVCC=1 SAE_KERNELS_CUDA_ARCHS=${SAE_KERNELS_CUDA_ARCHS:-80,90}
+export SAE_KERNELS_REQUIRE_NVCC=1 SAE_KERNELS_CUDA_ARCHS=${SAE_KERNELS_CUDA_ARCHS:-90,90a}
 most_mb=60
 
 if [ -e "$folder" ] && [ ! -e "$folder/run.sh" ]; then
