@@ -104,11 +104,12 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 
 /// Losses and gradients of the decoder-free objective: a plan that owns all memory that a step needs.
 ///
-/// [`step`](Self::step) is the whole of it on one device. Hosts that shard rows use its two phases:
+/// [`step`](Self::step) is the whole of it on one device, [`train_step`](Self::train_step) updates the parameters too. Hosts that shard rows
+/// use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
 /// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
-/// blocks; min(H,D)² for weight redundancy; the workspace.
+/// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace.
 pub struct DecoderFree<B: Backend> {
     backend: B,
     config: DecoderFreeConfig,
