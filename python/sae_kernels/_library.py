@@ -44,6 +44,14 @@ def _load():
     for name, arguments in pointers.items():
         for storage in ("f32", "f64", "bf16", "f16"):
             getattr(library, f"saek_{name}_{storage}").argtypes = begin + arguments + [POINTER(Losses)]
+    library.saek_statistics_len.argtypes, library.saek_statistics_len.restype = [c_int64], c_int64
+    for storage in ("f32", "bf16", "f16"):
+        # x, ldx, weight, bias, shift, statistics
+        statistics = getattr(library, f"saek_decoder_free_statistics_{storage}")
+        statistics.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64] + 4 * [c_void_p]
+        # … add_weight_term, grad_weight, grad_bias, grad_x
+        backward = getattr(library, f"saek_decoder_free_backward_{storage}")
+        backward.argtypes = begin + [c_void_p, c_int64] + 4 * [c_void_p] + [c_int32] + 3 * [c_void_p] + [POINTER(Losses)]
     return library
 
 
@@ -106,13 +114,23 @@ def only(variance_eps=1e-6, **lambdas):
     return Objective(**{**{f"lambda_{term}": 0.0 for term in TERMS}, **lambdas}, variance_eps=float(variance_eps))
 
 
+def statistics_len(h):
+    """Numbers in a buffer of statistics of h latents."""
+    length = _library.saek_statistics_len(h)
+    if length < 0:
+        raise ValueError(_library.saek_last_error().decode())
+    return length
+
+
 def call(name, storage, objective, extents, *pointers, cuda=None):
-    """A C function by its name without saek_; returns its losses. None is NULL.
+    """A C function by its name without saek_; returns its losses. None is NULL. objective is None where the function takes no objective, and so
+    has no losses.
 
     cuda: number and stream (an address, 0 or None for the default one) of the CUDA device whose memory the pointers are to; None: the host's.
     """
     losses = Losses()
     function = getattr(_library, f"saek_{name}_{storage}")
     context = _context("cpu", _threads) if cuda is None else _context("cuda", *cuda)
-    _check(function(context, byref(objective), *extents, *pointers, byref(losses)))
+    arguments = (*extents, *pointers) if objective is None else (byref(objective), *extents, *pointers, byref(losses))
+    _check(function(context, *arguments))
     return losses

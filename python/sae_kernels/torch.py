@@ -2,7 +2,8 @@
 
 `lse_loss`, `variance_loss`, `correlation_loss`, `weight_redundancy_loss` and `combined_loss` take the arguments and give the results of the
 functions of these names in the paper's code (Oursland 2026, arXiv 2601.06478), so they take their place; `decoder_free_loss` and `encode_lse`
-have the encoder within. Notation: N rows in the batch, D inputs, H latents; x [N,D], W [H,D], b [H], activations a [N,H].
+have the encoder within. `batch_statistics` and `sharded_backward` are the two halves of a step whose rows are spread over blocks or ranks;
+`sae_kernels.distributed` puts them together. Notation: N rows in the batch, D inputs, H latents; x [N,D], W [H,D], b [H], activations a [N,H].
 
 Tensors are float32, bfloat16, float16 or float64, and results have their type and device. They are read where they lie; only what has neither
 dense rows nor a row stride is copied. float64 is computed by plain loops, for `torch.autograd.gradcheck` and small batches. Gradients may be
@@ -22,11 +23,13 @@ from . import _library
 from ._arguments import check_device, check_matrix, check_shape, check_type
 
 __all__ = [
+    "batch_statistics",
     "combined_loss",
     "correlation_loss",
     "decoder_free_loss",
     "encode_lse",
     "lse_loss",
+    "sharded_backward",
     "variance_loss",
     "weight_redundancy_loss",
 ]
@@ -70,8 +73,9 @@ def _empty(like, *shape, dtype=None):
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
-def _pointers(*tensors):
-    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+def _pointers(*arguments):
+    """Addresses of tensors; None and numbers as they are."""
+    return (argument.data_ptr() if isinstance(argument, torch.Tensor) else argument for argument in arguments)
 
 
 def _library_call(name, storage, objective, extents, like, *pointers):
@@ -338,3 +342,71 @@ def decoder_free_loss(x, weight, bias, config=None):
     """
     results = _DecoderFreeLoss.apply(x, weight, bias, _library.objective(config))
     return dict(zip(("total", *_library.TERMS, "activations", "row_loss"), results))
+
+
+def _shard(x, weight, bias, shift=None):
+    """What `_encoder` says, of rows that are not the whole batch; and the shift as the C functions want it."""
+    real, (n, d, h) = _encoder(x, weight, bias)
+    if real == torch.float64:
+        raise TypeError("x is float64, but the halves of a step are of float32, bfloat16 and float16: use x.float(), or decoder_free_loss for it all")
+    if shift is not None:
+        _storage("shift", shift)
+        check_shape("shift", shift.shape, (h,), "[H] of weight [H,D]")
+        check_device("shift", shift.device, "x", x.device)
+        shift = _dense(shift, dtype=real)
+    return real, (n, d, h), shift
+
+
+def _check_sums(name, tensor, x, dtype, shape, what):
+    """What the kernels add to, or read, as it lies."""
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype:
+        raise TypeError(f"{name} is {getattr(tensor, 'dtype', type(tensor).__name__)}, but it must be a tensor of {dtype}")
+    check_shape(name, tensor.shape, shape, what)
+    check_device(name, tensor.device, "x", x.device)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tensor.stride()}, but it must be dense: use {name}.contiguous()")
+
+
+@torch.no_grad()
+def batch_statistics(x, weight, bias, shift=None, add_to=None):
+    """The first half of a step whose rows are spread over blocks or ranks: a float64 tensor [2 + H + H(H+1)/2] of sums over the rows of x,
+
+        N,  Σ_n ℓ_n,  Σ_n (a_nj − c_j),  Σ_n (a_ni − c_i)(a_nj − c_j) for i ≤ j, row by row,
+
+    a = max(x Wᵀ + b, 0), ℓ_n = −log Σ_j exp(−a_nj). Statistics of all rows are the sum of the blocks', element by element.
+
+    shift: c [H], the same for all blocks and for `sharded_backward`; None is 0. It changes nothing but rounding in float64, which shows where a
+    mean is millions of deviations from 0. add_to: a tensor to which the sums are added, and which is returned. x may have no rows.
+    ValueError for shapes and devices, TypeError for types; float64 is not among them.
+    """
+    _, (n, d, h), shift = _shard(x, weight, bias, shift)
+    shape, what = (_library.statistics_len(h),), "[2 + H + H(H+1)/2] of weight [H,D]"
+    statistics = torch.zeros(shape, dtype=torch.float64, device=x.device) if add_to is None else add_to
+    _check_sums("add_to", statistics, x, torch.float64, shape, what)
+    _call("decoder_free_statistics", None, (n, d, h), x, weight, bias, shift, statistics)
+    return statistics
+
+
+@torch.no_grad()
+def sharded_backward(x, weight, bias, statistics, config=None, shift=None, add_weight_term=True, add_to=None):
+    """The second half: given the statistics of the whole batch, the gradients of these rows, as a dict: total, lse, var, tc, wr of the whole batch
+    (not weighted but for total; 0 for a term without weight), and grad_weight [H,D] and grad_bias [H], all float32. The *sum* of the blocks'
+    gradients (never their mean) is the gradient of the whole batch.
+
+    The weight-redundancy term is no sum over rows: add_weight_term is True for one block of all. It decides on gradients; losses have the term
+    always. add_to: (grad_weight, grad_bias) to which the gradients are added, and which are returned. config: as of `combined_loss`; shift: as
+    of `batch_statistics`. The gradient with respect to x is not computed.
+    ValueError for shapes and devices, for statistics whose number of rows is less than that of x or no whole number (as a mean's), and for fewer
+    than two rows in all where a variance is needed; TypeError for types.
+    """
+    real, (n, d, h), shift = _shard(x, weight, bias, shift)
+    _check_sums("statistics", statistics, x, torch.float64, (_library.statistics_len(h),), "[2 + H + H(H+1)/2] of weight [H,D]")
+    if add_to is None:
+        add_to = tuple(torch.zeros(shape, dtype=real, device=x.device) for shape in ((h, d), (h,)))
+    grad_weight, grad_bias = add_to
+    _check_sums("grad_weight", grad_weight, x, real, (h, d), "[H,D] of weight")
+    _check_sums("grad_bias", grad_bias, x, real, (h,), "[H] of weight [H,D]")
+    arguments = (shift, statistics, int(add_weight_term), grad_weight, grad_bias, None)
+    losses = _call("decoder_free_backward", _library.objective(config), (n, d, h), x, weight, bias, *arguments)
+    values = {term: _scalar(grad_bias, getattr(losses, term)) for term in ("total", *_library.TERMS)}
+    return {**values, "grad_weight": grad_weight, "grad_bias": grad_bias}
