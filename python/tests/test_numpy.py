@@ -1,5 +1,7 @@
 """sae_kernels on NumPy arrays against the formulas."""
 
+import multiprocessing
+
 import formulas
 import numpy as np
 import pytest
@@ -92,3 +94,19 @@ def test_wrong_arrays_are_refused():
 
 def test_version():
     assert sae_kernels.__version__ == sae_kernels.version() != ""
+
+
+def _some_loss():
+    # Enough work for a context's threads.
+    return sae_kernels.activation_losses(random(900, 300)).total
+
+
+def test_a_forked_child_has_a_context_of_its_own():
+    # A child does not inherit threads: ours, nor PyTorch's, which therefore has no part in this.
+    try:
+        sae_kernels.set_num_threads(2)
+        expected = _some_loss()
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply_async(_some_loss).get(timeout=60) == expected
+    finally:
+        sae_kernels.set_num_threads(0)

@@ -453,18 +453,3 @@ def test_threads_are_of_no_consequence():
         assert all(torch.equal(other[name], results[0][name]) for name in other)
     with pytest.raises(ValueError, match="threads"):
         sae_kernels.set_num_threads(-1)
-
-
-def test_a_forked_child_has_a_context_of_its_own():
-    # Enough work for a context's threads, which a child does not inherit.
-    try:
-        sae_kernels.set_num_threads(2)
-        expected = _some_loss()
-        with torch.multiprocessing.get_context("fork").Pool(1) as pool:
-            assert pool.apply_async(_some_loss).get(timeout=60) == expected
-    finally:
-        sae_kernels.set_num_threads(0)
-
-
-def _some_loss():
-    return saek.correlation_loss(random(900, 300)).item()
