@@ -76,8 +76,9 @@ def libraries() -> list[str]:
 
 def environment() -> dict[str, str]:
     """Programs find cuBLASLt, and the golden vectors and the PTX that lie beside them."""
-    if not (HERE / "ptx").exists():
-        shutil.unpack_archive(HERE / "ptx.tar.gz", HERE)
+    packed = HERE / "ptx.tar.gz"
+    if packed.exists() and not (HERE / "ptx").exists():
+        shutil.unpack_archive(packed, HERE)
     paths = [*filter(None, [os.environ.get("LD_LIBRARY_PATH")]), *libraries()]
     beside = {"CARGO_MANIFEST_DIR": str(HERE), "SAE_KERNELS_PTX_DIR": str(HERE / "ptx")}
     return os.environ | beside | {"LD_LIBRARY_PATH": ":".join(paths)}
