@@ -15,7 +15,6 @@ use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::objective::Activation;
 use crate::operations::{ActivationSums, Encode, Moments, Responsibilities};
-use std::marker::PhantomData;
 use std::ops::Range;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
@@ -53,7 +52,7 @@ pub(super) fn encode<E: CpuElement>(core: &Core, mut args: Encode<'_, Cpu<E>>) -
 /// The same epilogue on tiles that are read instead of computed.
 pub(super) fn activation_sums<E: CpuElement>(core: &Core, args: ActivationSums<'_, Cpu<E>>) -> Result<()> {
     let (n, h) = args.check()?;
-    let mut scratch = Scratch::new(args.workspace, Slots::<E>::len(core, n, h))?;
+    let mut scratch = Scratch::new(args.workspace, Slots::len(core, n, h))?;
     let mut slots = Slots::take(core, &mut scratch, n, h);
     let epilogue = slots.epilogue(args.row_loss.is_some(), args.moments.as_ref());
     Pointwise { rows: n, cols: h, source: Source::Given(args.activations) }.run(core, &epilogue);
@@ -62,7 +61,7 @@ pub(super) fn activation_sums<E: CpuElement>(core: &Core, args: ActivationSums<'
 }
 
 /// What groups of tiles leave for rows and columns.
-struct Slots<'a, E> {
+struct Slots<'a> {
     /// For each group of columns, the rows' m, then their s.
     rows: &'a mut [f32],
     /// Sums of the losses of each block of rows.
@@ -71,10 +70,9 @@ struct Slots<'a, E> {
     squares: &'a mut [f64],
     batch: usize,
     latents: usize,
-    element: PhantomData<E>,
 }
 
-impl<'a, E: CpuElement> Slots<'a, E> {
+impl<'a> Slots<'a> {
     fn len(core: &Core, n: usize, h: usize) -> usize {
         row_slots_len(core, n, h) + 2 * Cut::rows(core.isa, n, h).groups() * h
     }
@@ -87,12 +85,15 @@ impl<'a, E: CpuElement> Slots<'a, E> {
             squares: scratch.f64(cols),
             batch: n,
             latents: h,
-            element: PhantomData,
         }
     }
 
     /// The epilogue that fills what is wanted, of tiles that are activations already.
-    fn epilogue<'b>(&'b mut self, row_loss: bool, moments: Option<&'b Moments<'_, Cpu<E>>>) -> EncodeEpilogue<'b, E> {
+    fn epilogue<'b, E: CpuElement>(
+        &'b mut self,
+        row_loss: bool,
+        moments: Option<&'b Moments<'_, Cpu<E>>>,
+    ) -> EncodeEpilogue<'b, E> {
         EncodeEpilogue {
             bias: None,
             activation: Activation::Identity,
@@ -107,7 +108,7 @@ impl<'a, E: CpuElement> Slots<'a, E> {
     }
 
     /// Folds what the epilogue left.
-    fn finish(self, core: &Core, row_loss: Option<&mut [f32]>, moments: Option<Moments<'_, Cpu<E>>>) {
+    fn finish<E: CpuElement>(self, core: &Core, row_loss: Option<&mut [f32]>, moments: Option<Moments<'_, Cpu<E>>>) {
         if row_loss.is_none() && moments.is_none() {
             return;
         }

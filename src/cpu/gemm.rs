@@ -181,23 +181,24 @@ impl Scratch {
     }
 }
 
-/// Elements of a packed operand, beyond which it is packed in parts.
-const PACK_LIMIT: usize = 4 << 20;
-/// The same for a symmetric product, whose other operand needs no copy if all of this one is packed at once.
-const SYMMETRIC_PACK_LIMIT: usize = 32 << 20;
+/// Elements of a packed operand, beyond which it is packed in parts: more for a symmetric product, whose other operand needs no copy if all
+/// of this one is packed at once.
+pub(crate) fn pack_limit(symmetric: bool) -> usize {
+    if symmetric { 32 << 20 } else { 4 << 20 }
+}
 
 /// Elements of a workspace that a product takes, at most.
 pub(crate) fn workspace_len(core: &Core, rows: usize, cols: usize, depth: usize) -> usize {
-    limited_workspace_len(core, PACK_LIMIT, rows, cols, depth)
+    any_workspace_len(core, false, rows, cols, depth)
 }
 
 /// Elements of a workspace that a symmetric product takes, at most.
 pub(crate) fn symmetric_workspace_len(core: &Core, side: usize, depth: usize) -> usize {
-    limited_workspace_len(core, SYMMETRIC_PACK_LIMIT, side, side, depth)
+    any_workspace_len(core, true, side, side, depth)
 }
 
-fn limited_workspace_len(core: &Core, pack_limit: usize, rows: usize, cols: usize, depth: usize) -> usize {
-    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth, pack_limit))
+fn any_workspace_len(core: &Core, symmetric: bool, rows: usize, cols: usize, depth: usize) -> usize {
+    Aligned::len(packed_len(Cut::cols(core.isa, cols), depth, pack_limit(symmetric)))
         + core.threads.count() * Scratch::of(core.isa, rows, cols, depth).len()
 }
 
@@ -233,8 +234,7 @@ impl<'a, L: CpuElement, R: CpuElement> Gemm<'a, L, R> {
         let (rows, cols, depth) = (self.left.len(), self.right.len(), self.left.depth());
         debug_assert_eq!(depth, self.right.depth());
         let lanes = Lanes::of(isa, &self.left, &self.right);
-        let limit = if self.symmetric { SYMMETRIC_PACK_LIMIT } else { PACK_LIMIT };
-        let plan = RightPlan::new(isa, self.right, lanes, rows, self.symmetric, limit, self.cut_anywhere);
+        let plan = RightPlan::new(isa, self.right, lanes, rows, self.symmetric, self.cut_anywhere);
         let col_cut = plan.cut;
         let shared = self.symmetric && plan.is_packed_at_once();
         let row_cut = if shared { Cut::divided_cols(isa, rows) } else { Cut::rows(isa, rows, cols) };

@@ -2,16 +2,18 @@
 
 use super::simd::Simd;
 
+/// ln 2 in two parts: n times the upper one (9 bits) is exact without a fused multiply-add.
+const LN_2_UPPER: f32 = 355.0 / 512.0;
+const LN_2_LOWER: f32 = -2.121_944_4e-4;
+
 /// (n, exp(r) − 1) with x = n·ln 2 + r and |r| ≤ ln 2/2.
 ///
-/// n is rounded by adding 1.5·2²³, and ln 2 is split so that n times its upper part (9 bits) is exact without a fused multiply-add.
+/// n is rounded by adding 1.5·2²³, and n·ln 2 is subtracted in its two parts.
 /// exp(r) = 1 + r + r²·p(r) with p the minimax polynomial of degree 4 (error 0.05 of a unit roundoff). Beyond −104 and 89, where
 /// exp(x) is 0 or infinite, x is cut off; the order of the operands keeps NaN.
 #[inline(always)]
 fn reduce<S: Simd>(s: S, x: S::Vector) -> (S::Vector, S::Vector) {
     const P: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_453_8];
-    const LN_2_UPPER: f32 = 355.0 / 512.0;
-    const LN_2_LOWER: f32 = -2.121_944_4e-4;
     const ROUND: f32 = 12_582_912.0;
     let x = s.max(s.splat(-104.0), s.min(s.splat(89.0), x));
     let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND)), s.splat(ROUND));
@@ -55,8 +57,6 @@ pub(super) fn ln<S: Simd>(s: S, x: S::Vector) -> S::Vector {
         0.127_615_75,
         -0.076_344_915,
     ];
-    const LN_2_UPPER: f32 = 355.0 / 512.0;
-    const LN_2_LOWER: f32 = -2.121_944_4e-4;
     let (zero, smallest, infinity) = (s.splat(0.0), s.splat(f32::MIN_POSITIVE), s.splat(f32::INFINITY));
     let two_to_24 = s.splat(16_777_216.0);
     // Subnormal numbers are taken 2²⁴ times as large.

@@ -6,7 +6,7 @@
 //!
 //! A step of the depth is one `f32`, or a pair of `bf16` where the instruction set multiplies pairs: both are lanes of 32 bits.
 
-use super::gemm::{Cut, GROUP};
+use super::gemm::{Cut, GROUP, pack_limit};
 use super::memory::Out;
 use super::rows;
 use super::simd::{Isa, LeftLayout, MAX_TILE_WIDTH, ProductTiles, Simd, TILE_VECTORS, TRANSPOSE, Task};
@@ -427,15 +427,14 @@ pub(crate) struct RightPlan<'a, E: CpuElement> {
 }
 
 impl<'a, E: CpuElement> RightPlan<'a, E> {
-    /// For a product of `rows` rows, perhaps of the operand with itself, when all share one copy; up to `limit` elements are packed at a time. `cut_anywhere`: columns may be cut where the vectors of an
-    /// operand begin that is read in place.
+    /// For a product of `rows` rows. `symmetric`: with the operand itself, when all tasks share one copy. `cut_anywhere`: columns may be cut
+    /// where the vectors of an operand begin that is read in place.
     pub(crate) fn new(
         isa: Isa,
         operand: Operand<'a, E>,
         lanes: Lanes,
         rows: usize,
         symmetric: bool,
-        limit: usize,
         cut_anywhere: bool,
     ) -> Self {
         /// Multiply-adds that take as long as packing an element.
@@ -446,7 +445,7 @@ impl<'a, E: CpuElement> RightPlan<'a, E> {
         let vector = width / TILE_VECTORS;
         let cut = Cut::cols(isa, operand.len());
         let copied = operand.transposed && rows <= GROUP * tile_rows && !symmetric;
-        let plan = |cut, in_place| Self { operand, lanes, cut, in_place, copied, limit };
+        let plan = |cut, in_place| Self { operand, lanes, cut, in_place, copied, limit: pack_limit(symmetric) };
         let Some(at) = operand.in_place(lanes) else { return plan(cut, None) };
         // Dot products read rows. A panel that is read once or twice is better read than copied.
         if lanes == Lanes::Dots || (operand.transposed && rows <= 2 * tile_rows) {
