@@ -391,9 +391,9 @@ impl<B: Backend> DecoderFree<B> {
         Ok(losses)
     }
 
-    /// Phase 1 of a step whose rows are spread over hosts: adds these rows to `statistics`, about their shift. No rows add nothing.
+    /// Phase 1 of a step whose rows are spread over hosts: adds these rows to `statistics`. No rows add nothing.
     ///
-    /// A shift that [`Backend::Real`] does not hold is rounded.
+    /// Empty statistics take the mean of the first block as their shift; others keep theirs, rounded if [`Backend::Real`] does not hold it.
     ///
     /// # Errors
     /// [`Error::Statistics`] if they have another width, or comoments unless the objective needs them; shape errors.
@@ -404,14 +404,29 @@ impl<B: Backend> DecoderFree<B> {
         bias: Slice<'_, B, B::Real>,
         statistics: &mut Statistics,
     ) -> Result<()> {
+        self.check_inputs(x, weight, bias)?;
         let needed = self.needed_statistics();
         if statistics.kind() != needed {
             // Comoments that nobody sums would be wrong from here on.
             return Err(Error::Statistics { expected: needed.to_string(), found: statistics.kind().to_string() });
         }
-        let mut packed = self.upload_statistics(statistics.round_shift::<B::Real>())?;
-        let (shift, sums) = (B::Memory::slice(&packed.shift), B::Memory::slice_mut(&mut packed.sums));
-        self.statistics_packed(x, weight, bias, Some(shift), sums)?;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        let first = statistics.count() == 0;
+        self.sums(x, weight, bias)?;
+        let mut packed = if first {
+            self.packed_buffers(statistics.sums().len())?
+        } else {
+            self.upload_statistics(statistics.round_shift::<B::Real>())?
+        };
+        let shift = B::Memory::slice(if first { &self.moments.shift } else { &packed.shift });
+        self.pack(x.rows(), Some(shift), !first, B::Memory::slice_mut(&mut packed.sums))?;
+        if first {
+            let mut shift = vec![B::Real::from_f64(0.0); needed.latents];
+            self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
+            statistics.set_shift(shift.iter().map(|c| c.to_f64()).collect());
+        }
         self.backend.download(B::Memory::slice(&packed.sums), statistics.sums_mut())?;
         self.packed = Some(packed);
         Ok(())
@@ -428,29 +443,47 @@ impl<B: Backend> DecoderFree<B> {
         weight: Mat<'_, B, B::Element>,
         bias: Slice<'_, B, B::Real>,
         shift: Option<Slice<'_, B, B::Real>>,
-        mut sums: SliceMut<'_, B, f64>,
+        sums: SliceMut<'_, B, f64>,
     ) -> Result<()> {
         self.check_inputs(x, weight, bias)?;
         self.check_packed(shift.as_ref(), B::Memory::len_mut::<f64>(&sums), false)?;
         if x.rows() == 0 {
             return Ok(());
         }
+        self.sums(x, weight, bias)?;
+        self.pack(x.rows(), shift, true, sums)
+    }
+
+    /// Moments of these rows and, if they are needed, comoments, in the plan's buffers.
+    fn sums(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+    ) -> Result<()> {
         let correlation = self.sharded_correlation()?;
-        self.first_pass(x, weight, bias, &mut None, &mut None, correlation)?;
-        let h = self.config.shape.latents;
-        let comoments = match correlation {
-            Correlation::Comoments => Some(square::<B, _>(&mut self.comoments, h)?),
-            _ => None,
-        };
+        self.first_pass(x, weight, bias, &mut None, &mut None, correlation)
+    }
+
+    /// Packs what [`sums`](Self::sums) has left.
+    fn pack(
+        &self,
+        rows: usize,
+        shift: Option<Slice<'_, B, B::Real>>,
+        accumulate: bool,
+        mut sums: SliceMut<'_, B, f64>,
+    ) -> Result<()> {
+        let Kind { latents: h, full } = self.needed_statistics();
+        let comoments = full.then(|| B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h));
         self.backend.pack_statistics(PackStatistics {
-            count: x.rows() as u64,
+            count: rows as u64,
             row_loss_sum: B::Memory::slice(&self.moments.row_loss_sum),
             shift: B::Memory::slice(&self.moments.shift),
             sum: B::Memory::slice(&self.moments.sum),
             sum_squares: B::Memory::slice(&self.moments.sum_squares),
-            comoments: comoments.as_ref().map(MatMut::as_ref),
+            comoments: comoments.map(|comoments| MatRef::from_memory(comoments, h, h, h)).transpose()?,
             packed_shift: shift.map(B::Memory::shorten::<B::Real>),
-            accumulate: true,
+            accumulate,
             packed: B::Memory::reborrow(&mut sums),
         })
     }
@@ -524,17 +557,24 @@ impl<B: Backend> DecoderFree<B> {
         self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
     }
 
-    /// The host's statistics in the backend's memory; the plan keeps the buffers for the next call.
+    /// Room for a host's statistics, to be given back to the plan.
+    fn packed_buffers(&mut self, len: usize) -> Result<PackedBuffers<B>> {
+        let fits = |packed: &PackedBuffers<B>| B::Memory::len(&B::Memory::slice(&packed.sums)) == len;
+        match self.packed.take().filter(fits) {
+            Some(packed) => Ok(packed),
+            None => Ok(PackedBuffers {
+                shift: self.backend.alloc(self.config.shape.latents)?,
+                sums: self.backend.alloc(len)?,
+            }),
+        }
+    }
+
+    /// A host's statistics in the backend's memory.
     fn upload_statistics(&mut self, statistics: &Statistics) -> Result<PackedBuffers<B>> {
-        let sums = statistics.sums();
         let shift: Vec<B::Real> = statistics.shift().iter().map(|c| B::Real::from_f64(*c)).collect();
-        let fits = |packed: &PackedBuffers<B>| B::Memory::len(&B::Memory::slice(&packed.sums)) == sums.len();
-        let mut packed = match self.packed.take().filter(fits) {
-            Some(packed) => packed,
-            None => PackedBuffers { shift: self.backend.alloc(shift.len())?, sums: self.backend.alloc(sums.len())? },
-        };
+        let mut packed = self.packed_buffers(statistics.sums().len())?;
         self.backend.upload(&shift, B::Memory::slice_mut(&mut packed.shift))?;
-        self.backend.upload(sums, B::Memory::slice_mut(&mut packed.sums))?;
+        self.backend.upload(statistics.sums(), B::Memory::slice_mut(&mut packed.sums))?;
         Ok(packed)
     }
 

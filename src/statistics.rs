@@ -159,6 +159,12 @@ impl Statistics {
         self.shift.copy_from_slice(shift);
     }
 
+    /// Sets the shift, of sums that are about to be replaced.
+    pub(crate) fn set_shift(&mut self, shift: Vec<f64>) {
+        debug_assert_eq!(shift.len(), self.latents);
+        self.shift = shift;
+    }
+
     /// Moves the shift to the nearest that `T` holds.
     pub(crate) fn round_shift<T: Element>(&mut self) -> &Self {
         if !self.has_shift_of::<T>() {
