@@ -69,6 +69,10 @@ pub trait Backend: Send + Sync {
     fn recentre(&self, args: Recentre<'_, Self>) -> Result<()>;
     /// Σ_n (a − c)(a − c)ᵀ.
     fn comoments(&self, args: Comoments<'_, Self>) -> Result<()>;
+    /// Adds a block's moments and comoments to the sums over the whole batch.
+    fn pack_statistics(&self, args: PackStatistics<'_, Self>) -> Result<()>;
+    /// Moments and comoments of the whole batch from those sums.
+    fn unpack_statistics(&self, args: UnpackStatistics<'_, Self>) -> Result<()>;
     /// Variance and correlation losses, and what the backward pass needs of them.
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()>;
     /// The correlation term over pairs of rows instead of pairs of latents.

@@ -10,7 +10,8 @@ use crate::error::{Error, Result, check_len};
 use crate::matrix::{MatMut, MatRef, Memory};
 use crate::objective::{Activation, Form, Losses, Objective};
 use crate::operations::*;
-use crate::statistics::Statistics;
+use crate::statistics::{Kind, Statistics};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// What a [`DecoderFree`] plan is made for.
@@ -105,8 +106,8 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 /// Losses and gradients of the decoder-free objective: a plan that owns all memory that a step needs.
 ///
 /// [`step`](Self::step) is the whole of it on one device, [`train_step`](Self::train_step) updates the parameters too. Hosts that shard rows
-/// use its two phases:
-/// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
+/// use its two phases: [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts; or, where
+/// the sums stay in the backend's memory, [`statistics_packed`](Self::statistics_packed) and [`backward_packed`](Self::backward_packed).
 ///
 /// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
 /// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace.
@@ -127,6 +128,8 @@ pub struct DecoderFree<B: Backend> {
     weight_gram: Buffer<B, B::Coupling>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
+    /// For statistics in the host's memory; made when first needed.
+    packed: Option<PackedBuffers<B>>,
     /// Gradients of weight and bias in training; made when first needed.
     gradients: Option<Gradients<B>>,
     workspace: Buffer<B, f64>,
@@ -140,6 +143,12 @@ struct MomentBuffers<B: Backend> {
     row_loss_sum: Buffer<B, f64>,
     sum: Buffer<B, f64>,
     sum_squares: Buffer<B, f64>,
+}
+
+/// A host's [`Statistics`] in the backend's memory.
+struct PackedBuffers<B: Backend> {
+    sums: Buffer<B, f64>,
+    shift: Buffer<B, B::Real>,
 }
 
 struct Gradients<B: Backend> {
@@ -213,6 +222,7 @@ impl<B: Backend> DecoderFree<B> {
             coupling: backend.alloc(primal_len.max(dual_len))?,
             weight_gram: backend.alloc(square(weight_side)?)?,
             terms: backend.alloc(3)?,
+            packed: None,
             gradients: None,
             workspace: backend.alloc(workspace)?,
             count: 0,
@@ -383,7 +393,7 @@ impl<B: Backend> DecoderFree<B> {
 
     /// Phase 1 of a step whose rows are spread over hosts: adds these rows to `statistics`. No rows add nothing.
     ///
-    /// Empty statistics take the mean of the first block as their shift; others keep theirs.
+    /// Empty statistics take the mean of the first block as their shift; others keep theirs, rounded if [`Backend::Real`] does not hold it.
     ///
     /// # Errors
     /// [`Error::Statistics`] if they have another width, or comoments unless the objective needs them; shape errors.
@@ -395,33 +405,87 @@ impl<B: Backend> DecoderFree<B> {
         statistics: &mut Statistics,
     ) -> Result<()> {
         self.check_inputs(x, weight, bias)?;
-        self.check_statistics(statistics)?;
         let needed = self.needed_statistics();
-        if statistics.is_full() != needed.is_full() {
+        if statistics.kind() != needed {
             // Comoments that nobody sums would be wrong from here on.
-            return Err(Error::Statistics { expected: needed.kind(), found: statistics.kind() });
+            return Err(Error::Statistics { expected: needed.to_string(), found: statistics.kind().to_string() });
         }
         if x.rows() == 0 {
             return Ok(());
         }
-        let correlation = self.sharded_correlation()?;
-        self.first_pass(x, weight, bias, &mut None, &mut None, correlation)?;
-        let h = self.config.shape.latents;
-        let (mut row_loss_sum, mut sum, mut sum_squares) = ([0.0], vec![0.0; h], vec![0.0; h]);
-        let mut shift = vec![B::Real::from_f64(0.0); h];
-        let mut comoments = vec![B::Real::from_f64(0.0); if correlation == Correlation::Comoments { h * h } else { 0 }];
-        self.backend.download(B::Memory::slice(&self.moments.row_loss_sum), &mut row_loss_sum)?;
-        self.backend.download(B::Memory::slice(&self.moments.sum), &mut sum)?;
-        self.backend.download(B::Memory::slice(&self.moments.sum_squares), &mut sum_squares)?;
-        self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
-        if correlation == Correlation::Comoments {
-            self.backend.download(B::Memory::slice(&self.comoments), &mut comoments)?;
+        let first = statistics.count() == 0;
+        self.sums(x, weight, bias)?;
+        let mut packed = if first {
+            self.packed_buffers(statistics.sums().len())?
+        } else {
+            self.upload_statistics(statistics.round_shift::<B::Real>())?
+        };
+        let shift = B::Memory::slice(if first { &self.moments.shift } else { &packed.shift });
+        self.pack(x.rows(), Some(shift), !first, B::Memory::slice_mut(&mut packed.sums))?;
+        if first {
+            let mut shift = vec![B::Real::from_f64(0.0); needed.latents];
+            self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
+            statistics.set_shift(shift.iter().map(|c| c.to_f64()).collect());
         }
-        let shift = shift.iter().map(|c| c.to_f64()).collect();
-        statistics.add_block(x.rows() as u64, row_loss_sum[0], shift, &sum, |i, j| {
-            if comoments.is_empty() { sum_squares[i] } else { comoments[i * h + j].to_f64() }
-        });
+        self.backend.download(B::Memory::slice(&packed.sums), statistics.sums_mut())?;
+        self.packed = Some(packed);
         Ok(())
+    }
+
+    /// [`statistics`](Self::statistics) for sums in the backend's memory: adds these rows' to `sums`, which are laid out as
+    /// [`Statistics::sums`], with comoments if λ_tc ≠ 0, about `shift` (0 if not given). Only enqueues.
+    ///
+    /// # Errors
+    /// Shape errors.
+    pub fn statistics_packed(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+        shift: Option<Slice<'_, B, B::Real>>,
+        sums: SliceMut<'_, B, f64>,
+    ) -> Result<()> {
+        self.check_inputs(x, weight, bias)?;
+        self.check_packed(shift.as_ref(), B::Memory::len_mut::<f64>(&sums), false)?;
+        if x.rows() == 0 {
+            return Ok(());
+        }
+        self.sums(x, weight, bias)?;
+        self.pack(x.rows(), shift, true, sums)
+    }
+
+    /// Moments of these rows and, if they are needed, comoments, in the plan's buffers.
+    fn sums(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        weight: Mat<'_, B, B::Element>,
+        bias: Slice<'_, B, B::Real>,
+    ) -> Result<()> {
+        let correlation = self.sharded_correlation()?;
+        self.first_pass(x, weight, bias, &mut None, &mut None, correlation)
+    }
+
+    /// Packs what [`sums`](Self::sums) has left.
+    fn pack(
+        &self,
+        rows: usize,
+        shift: Option<Slice<'_, B, B::Real>>,
+        accumulate: bool,
+        mut sums: SliceMut<'_, B, f64>,
+    ) -> Result<()> {
+        let Kind { latents: h, full } = self.needed_statistics();
+        let comoments = full.then(|| B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h));
+        self.backend.pack_statistics(PackStatistics {
+            count: rows as u64,
+            row_loss_sum: B::Memory::slice(&self.moments.row_loss_sum),
+            shift: B::Memory::slice(&self.moments.shift),
+            sum: B::Memory::slice(&self.moments.sum),
+            sum_squares: B::Memory::slice(&self.moments.sum_squares),
+            comoments: comoments.map(|comoments| MatRef::from_memory(comoments, h, h, h)).transpose()?,
+            packed_shift: shift.map(B::Memory::shorten::<B::Real>),
+            accumulate,
+            packed: B::Memory::reborrow(&mut sums),
+        })
     }
 
     /// Phase 2 of a step whose rows are spread over hosts: *adds* these rows' gradients, given the statistics of all rows.
@@ -430,49 +494,97 @@ impl<B: Backend> DecoderFree<B> {
     /// [`losses`](Self::losses) are those of the whole batch. `activations` and `row_loss` are written, if given.
     ///
     /// # Errors
-    /// [`Error::Statistics`], [`Error::TooFewRows`], and shape errors.
+    /// [`Error::Statistics`], [`Error::Count`], [`Error::TooFewRows`], and shape errors.
     pub fn backward(
         &mut self,
-        mut step: DecoderFreeStep<'_, B>,
+        step: DecoderFreeStep<'_, B>,
         statistics: &Statistics,
         add_weight_term: bool,
     ) -> Result<()> {
+        let needed = self.needed_statistics();
+        if ![needed, needed.full()].contains(&statistics.kind()) {
+            return Err(Error::Statistics { expected: needed.to_string(), found: statistics.kind().to_string() });
+        }
+        let mut rounded = Cow::Borrowed(statistics);
+        if !statistics.has_shift_of::<B::Real>() {
+            rounded.to_mut().round_shift::<B::Real>();
+        }
+        let packed = self.upload_statistics(&rounded)?;
+        let (shift, sums) = (B::Memory::slice(&packed.shift), B::Memory::slice(&packed.sums));
+        self.backward_packed(step, Some(shift), sums, add_weight_term)?;
+        self.packed = Some(packed);
+        Ok(())
+    }
+
+    /// [`backward`](Self::backward) with sums in the backend's memory, as [`statistics_packed`](Self::statistics_packed) and a sum over all
+    /// hosts leave them. Waits for their number of rows.
+    ///
+    /// # Errors
+    /// [`Error::Count`], [`Error::TooFewRows`], and shape errors.
+    pub fn backward_packed(
+        &mut self,
+        mut step: DecoderFreeStep<'_, B>,
+        shift: Option<Slice<'_, B, B::Real>>,
+        sums: Slice<'_, B, f64>,
+        add_weight_term: bool,
+    ) -> Result<()> {
         self.check_step(&step)?;
-        self.check_statistics(statistics)?;
-        let count = statistics.count();
+        self.check_packed(shift.as_ref(), B::Memory::len::<f64>(&sums), true)?;
+        let mut count = [0.0];
+        self.backend.download(B::Memory::part(B::Memory::shorten::<f64>(sums), 0..1), &mut count)?;
+        let count = whole_count(count[0], step.x.rows())?;
         if self.config.objective.needs_statistics() && count < 2 {
             return Err(Error::TooFewRows { rows: count });
         }
         let correlation = self.sharded_correlation()?;
-        self.upload_statistics(statistics, correlation)?;
+        let h = self.config.shape.latents;
+        let comoments = match correlation {
+            Correlation::Comoments => Some(square::<B, _>(&mut self.comoments, h)?),
+            _ => None,
+        };
+        self.backend.unpack_statistics(UnpackStatistics {
+            packed: B::Memory::shorten::<f64>(sums),
+            packed_shift: shift.map(B::Memory::shorten::<B::Real>),
+            row_loss_sum: B::Memory::slice_mut(&mut self.moments.row_loss_sum),
+            shift: B::Memory::slice_mut(&mut self.moments.shift),
+            sum: B::Memory::slice_mut(&mut self.moments.sum),
+            sum_squares: B::Memory::slice_mut(&mut self.moments.sum_squares),
+            comoments,
+        })?;
         self.finish(count, None, correlation)?;
         let pass = SecondPass { encoded_from: usize::MAX, accumulate: true, whole_product: true };
         self.second_pass(&mut step, correlation, pass)?;
         self.weight_term(step.weight, add_weight_term.then_some(step.grad_weight))
     }
 
-    /// Statistics about the rounded mean, in the backend's buffers.
-    fn upload_statistics(&mut self, statistics: &Statistics, correlation: Correlation) -> Result<()> {
-        let h = self.config.shape.latents;
-        let mut statistics = statistics.clone();
-        let shift: Vec<B::Real> = if statistics.count() == 0 {
-            vec![B::Real::from_f64(0.0); h]
-        } else {
-            statistics.mean().into_iter().map(B::Real::from_f64).collect()
-        };
-        statistics.rebase(&shift.iter().map(|c| c.to_f64()).collect::<Vec<_>>());
-        let sum_squares: Vec<f64> = (0..h).map(|j| statistics.comoment(j, j)).collect();
-        let moments = &mut self.moments;
-        self.backend.upload(&[statistics.row_loss_sum()], B::Memory::slice_mut(&mut moments.row_loss_sum))?;
-        self.backend.upload(&shift, B::Memory::slice_mut(&mut moments.shift))?;
-        self.backend.upload(statistics.sum(), B::Memory::slice_mut(&mut moments.sum))?;
-        self.backend.upload(&sum_squares, B::Memory::slice_mut(&mut moments.sum_squares))?;
-        if correlation == Correlation::Comoments {
-            let comoments: Vec<B::Real> =
-                (0..h * h).map(|at| B::Real::from_f64(statistics.comoment(at / h, at % h))).collect();
-            self.backend.upload(&comoments, B::Memory::slice_mut(&mut self.comoments))?;
+    /// Room for a host's statistics, to be given back to the plan.
+    fn packed_buffers(&mut self, len: usize) -> Result<PackedBuffers<B>> {
+        let fits = |packed: &PackedBuffers<B>| B::Memory::len(&B::Memory::slice(&packed.sums)) == len;
+        match self.packed.take().filter(fits) {
+            Some(packed) => Ok(packed),
+            None => Ok(PackedBuffers {
+                shift: self.backend.alloc(self.config.shape.latents)?,
+                sums: self.backend.alloc(len)?,
+            }),
         }
-        Ok(())
+    }
+
+    /// A host's statistics in the backend's memory.
+    fn upload_statistics(&mut self, statistics: &Statistics) -> Result<PackedBuffers<B>> {
+        let shift: Vec<B::Real> = statistics.shift().iter().map(|c| B::Real::from_f64(*c)).collect();
+        let mut packed = self.packed_buffers(statistics.sums().len())?;
+        self.backend.upload(&shift, B::Memory::slice_mut(&mut packed.shift))?;
+        self.backend.upload(statistics.sums(), B::Memory::slice_mut(&mut packed.sums))?;
+        Ok(packed)
+    }
+
+    /// Whether packed sums are as long as the objective needs, or longer, if comoments that are not needed may be there.
+    fn check_packed(&self, shift: Option<&Slice<'_, B, B::Real>>, sums: usize, more: bool) -> Result<()> {
+        let needed = self.needed_statistics();
+        if !(more && sums == needed.full().len()) {
+            check_len("sums", needed.len(), sums)?;
+        }
+        shift.map_or(Ok(()), |shift| check_len("shift", needed.latents, B::Memory::len::<B::Real>(shift)))
     }
 
     fn check_inputs(
@@ -535,16 +647,9 @@ impl<B: Backend> DecoderFree<B> {
         Ok(if correlation_form.is_dual(shape.latents, rows) { Correlation::Dual } else { Correlation::Block })
     }
 
-    fn needed_statistics(&self) -> Statistics {
-        Statistics::new(self.config.shape.latents, self.config.objective.lambda_tc != 0.0)
-    }
-
-    fn check_statistics(&self, statistics: &Statistics) -> Result<()> {
-        let needed = self.needed_statistics();
-        if statistics.latents() != needed.latents() || (needed.is_full() && !statistics.is_full()) {
-            return Err(Error::Statistics { expected: needed.kind(), found: statistics.kind() });
-        }
-        Ok(())
+    /// Of which width and kind statistics must be.
+    fn needed_statistics(&self) -> Kind {
+        Kind { latents: self.config.shape.latents, full: self.config.objective.lambda_tc != 0.0 }
     }
 
     /// Sharded batches use the primal form, whose buffers are made when first needed.
@@ -812,6 +917,15 @@ fn statistics_term<'a, B: Backend>(
         },
     };
     Ok(StatisticsTerm { mean, scale, correlation })
+}
+
+/// The number of rows of a whole batch, of which a call has `rows`. A host that averages instead of summing, or forgets to set the sums to 0
+/// first, mostly shows it here.
+fn whole_count(count: f64, rows: usize) -> Result<u64> {
+    if count >= rows as f64 && count.fract() == 0.0 && count <= 2f64.powi(53) {
+        return Ok(count as u64);
+    }
+    Err(Error::Count { count, rows })
 }
 
 /// The blocks of a batch; one empty block for no rows.

@@ -124,6 +124,17 @@ pub enum Error {
         /// Rows of a block.
         block_rows: usize,
     },
+    /// Statistics of a batch that cannot be: summed wrongly over hosts, or not set to 0 before.
+    #[error(
+        "statistics[0] = {count}, but it must be the number of rows of the whole batch, at least the {rows} of this call; \
+         set the sums to 0 before the first phase, and sum them over all hosts"
+    )]
+    Count {
+        /// What the sums say.
+        count: f64,
+        /// Rows of the call.
+        rows: usize,
+    },
     /// Statistics of different kinds or widths cannot be merged or used.
     #[error("statistics of {found} do not fit here, where {expected} are needed")]
     Statistics {

@@ -1,6 +1,8 @@
 //! Sufficient statistics of a batch that merge by addition.
 
+use crate::element::Element;
 use crate::error::{Error, Result};
+use std::fmt;
 
 /// What the decoder-free objective needs to know of a batch: count, Σℓ, Σ(a − c), and Σ(a − c)² or Σ(a − c)(a − c)ᵀ, about a shift c.
 ///
@@ -29,6 +31,30 @@ pub struct Statistics {
 /// Where the parts of [`Statistics::sums`] begin.
 const ROW_LOSS: usize = 1;
 const SUM: usize = 2;
+
+/// Width and kind of statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) latents: usize,
+    pub(crate) full: bool,
+}
+
+impl Kind {
+    /// The same with all comoments.
+    pub(crate) fn full(self) -> Self {
+        Self { full: true, ..self }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        Statistics::len(self.latents, self.full)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} columns {} comoments", self.latents, if self.full { "with" } else { "without" })
+    }
+}
 
 impl Statistics {
     /// Empty statistics of `latents` columns about the shift 0, with all comoments (`full`) or the squares alone.
@@ -110,33 +136,6 @@ impl Statistics {
         }
     }
 
-    /// Adds a block's sums about `shift`, as a backend left them; `comoment(i, j)` is asked for i ≤ j (or i = j).
-    pub(crate) fn add_block(
-        &mut self,
-        count: u64,
-        row_loss_sum: f64,
-        shift: Vec<f64>,
-        sum: &[f64],
-        comoment: impl Fn(usize, usize) -> f64,
-    ) {
-        let mut block = Self { shift, ..Self::new(self.latents, self.full) };
-        block.sums[0] = count as f64;
-        block.sums[ROW_LOSS] = row_loss_sum;
-        block.sums[SUM..SUM + self.latents].copy_from_slice(sum);
-        for i in 0..self.latents {
-            for j in i..if self.full { self.latents } else { i + 1 } {
-                let at = block.index(i, j);
-                block.sums[at] = comoment(i, j);
-            }
-        }
-        if self.count() == 0 {
-            *self = block;
-        } else {
-            block.rebase(&self.shift);
-            self.add(&block);
-        }
-    }
-
     /// Moves the shift: with δ = c − c', Σ(a − c') = Σ(a − c) + Nδ and S' = S + δ sumᵀ + sum δᵀ + N δ δᵀ.
     ///
     /// # Panics
@@ -145,18 +144,39 @@ impl Statistics {
         assert_eq!(shift.len(), self.latents);
         let count = self.sums[0];
         let delta: Vec<f64> = self.shift.iter().zip(shift).map(|(old, new)| old - new).collect();
+        let (sum, mut products) = self.sums[SUM..].split_at_mut(self.latents);
         for i in 0..self.latents {
-            for j in i..if self.full { self.latents } else { i + 1 } {
-                let change =
-                    delta[i] * self.sums[SUM + j] + self.sums[SUM + i] * delta[j] + count * delta[i] * delta[j];
-                let at = self.index(i, j);
-                self.sums[at] += change;
+            let (row, rest) = products.split_at_mut(if self.full { self.latents - i } else { 1 });
+            let (delta_i, sum_i) = (delta[i], sum[i] + count * delta[i]);
+            for ((product, sum_j), delta_j) in row.iter_mut().zip(&sum[i..]).zip(&delta[i..]) {
+                *product += delta_i * sum_j + sum_i * delta_j;
             }
+            products = rest;
         }
-        for (sum, delta) in self.sums[SUM..].iter_mut().zip(&delta) {
+        for (sum, delta) in sum.iter_mut().zip(&delta) {
             *sum += count * delta;
         }
         self.shift.copy_from_slice(shift);
+    }
+
+    /// Sets the shift, of sums that are about to be replaced.
+    pub(crate) fn set_shift(&mut self, shift: Vec<f64>) {
+        debug_assert_eq!(shift.len(), self.latents);
+        self.shift = shift;
+    }
+
+    /// Moves the shift to the nearest that `T` holds.
+    pub(crate) fn round_shift<T: Element>(&mut self) -> &Self {
+        if !self.has_shift_of::<T>() {
+            let rounded: Vec<f64> = self.shift.iter().map(|c| T::from_f64(*c).to_f64()).collect();
+            self.rebase(&rounded);
+        }
+        self
+    }
+
+    /// Whether `T` holds the shift.
+    pub(crate) fn has_shift_of<T: Element>(&self) -> bool {
+        self.shift.iter().all(|c| T::from_f64(*c).to_f64() == *c)
     }
 
     /// Adds the other's rows, whatever its shift.
@@ -164,8 +184,8 @@ impl Statistics {
     /// # Errors
     /// [`Error::Statistics`] if widths or kinds differ.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        if (self.latents, self.full) != (other.latents, other.full) {
-            return Err(Error::Statistics { expected: self.kind(), found: other.kind() });
+        if self.kind() != other.kind() {
+            return Err(Error::Statistics { expected: self.kind().to_string(), found: other.kind().to_string() });
         }
         if other.shift == self.shift {
             self.add(other);
@@ -185,9 +205,9 @@ impl Statistics {
         }
     }
 
-    /// What they are, for error messages.
-    pub(crate) fn kind(&self) -> String {
-        format!("{} columns {}", self.latents, if self.full { "with comoments" } else { "without comoments" })
+    /// Their width, and whether all comoments are kept.
+    pub(crate) fn kind(&self) -> Kind {
+        Kind { latents: self.latents, full: self.full }
     }
 
     /// μ \[H\]; NaN for no rows.

@@ -82,3 +82,47 @@ fn steps_of_one_shape_do_not_allocate() {
     // SAFETY: made above, and used by nobody any more.
     unsafe { saek_context_destroy(context) };
 }
+
+#[test]
+fn phases_of_one_shape_do_not_allocate() {
+    let (rows, d, h) = (300, 64, 48);
+    let objective = saek_objective {
+        lambda_lse: 1.0,
+        lambda_var: 1.0,
+        lambda_tc: 1.0,
+        lambda_wr: 0.0,
+        variance_eps: 1e-6,
+        reduction: SAEK_REDUCTION_SUM,
+    };
+    let x: Vec<f32> = (0..rows * d).map(|i| (i % 17) as f32 / 17.0).collect();
+    let weight: Vec<f32> = (0..h * d).map(|i| (i % 7) as f32 / 7.0 - 0.4).collect();
+    let (bias, mut grad_weight, mut grad_bias) = (vec![0.1; h], vec![0.0; h * d], vec![0.0; h]);
+    let mut losses = saek_losses::default();
+    let mut context = null_mut();
+    // SAFETY: the pointer is to a variable.
+    assert_eq!(unsafe { saek_context_create_cpu(1, &mut context) }, SAEK_OK);
+    let mut statistics = vec![0.0; saek_statistics_len(h as i64) as usize];
+    let mut allocations = || {
+        statistics.fill(0.0);
+        let (n, d, h) = (rows as i64, d as i64, h as i64);
+        let (x, weight, bias, shift) = (x.as_ptr(), weight.as_ptr(), bias.as_ptr(), bias.as_ptr());
+        let before = ALLOCATIONS.get();
+        // SAFETY: all arrays are as long as the extents say.
+        let codes = unsafe {
+            let sums = statistics.as_mut_ptr();
+            let first = saek_decoder_free_statistics_f32(context, n, d, h, x, d, weight, bias, shift, sums);
+            let (weights, biases) = (grad_weight.as_mut_ptr(), grad_bias.as_mut_ptr());
+            #[rustfmt::skip]
+            let second = saek_decoder_free_backward_f32(
+                context, &objective, n, d, h, x, d, weight, bias, shift, sums, 1, weights, biases, null_mut(), &mut losses,
+            );
+            [first, second]
+        };
+        assert_eq!(codes, [SAEK_OK; 2]);
+        ALLOCATIONS.get() - before
+    };
+    assert!(allocations() > 5, "the first phases make the plan");
+    assert_eq!(allocations(), 0);
+    // SAFETY: made above, and used by nobody any more.
+    unsafe { saek_context_destroy(context) };
+}

@@ -18,7 +18,7 @@ use common::{Place, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Tensor, TensorMap};
 use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
-use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, bf16, f16};
+use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, Statistics, bf16, f16};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -216,6 +216,22 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
             if under.backend.0.precision() == Precision::Full {
                 let a = numbers(depth * most, 1.0);
                 finish(most, depth as u64, Covariance::Activations(a)).run(under, dense);
+            }
+        }
+        "packed" => {
+            for full in [true, false] {
+                let h = 19;
+                let block = ops::Block {
+                    count: 46,
+                    row_loss_sum: 1.5,
+                    shift: numbers(h, 0.5),
+                    sum: numbers(h, 0.1),
+                    sum_squares: positive(h),
+                    comoments: full.then(|| numbers(h * h, 1.0)),
+                };
+                let shift = numbers(h, 0.4);
+                let packed = block.pack(under, dense, Some(&shift), Some(&numbers(Statistics::len(h, full), 1.0)));
+                ops::Block::unpack(under, strided, &packed, Some(&shift), h, full);
             }
         }
         "backward" => {

@@ -10,7 +10,7 @@ use common::ops::{self, ActivationSums, DecodeBackward, Encode, Redundancy};
 use common::{HostBackend, Place, Under, assert_within, reference, rng, step, uniform, z_factor};
 use rand::RngExt;
 use sae_kernels::operations::{Layout, Recentre};
-use sae_kernels::{Activation, Form};
+use sae_kernels::{Activation, Form, Statistics};
 
 on_every_backend!(
     encode,
@@ -20,6 +20,8 @@ on_every_backend!(
     responsibilities,
     recentre,
     comoments,
+    pack_statistics,
+    unpack_statistics,
     finish_statistics,
     finish_statistics_of_many_rows,
     correlation_dual,
@@ -177,6 +179,107 @@ fn comoments<B: HostBackend>(under: &Under<B>) {
         check_comoments(under, shape, Place::DENSE, false, false);
         check_comoments(under, shape, Place::STRIDED, true, false);
         check_comoments(under, shape, Place::STRIDED, false, true);
+    }
+}
+
+/// A block of `count` rows about `shift`, and another shift.
+fn packing<B: HostBackend>(count: u64, h: usize) -> (ops::Block, Vec<f64>) {
+    let mut rng = rng(count ^ h as u64);
+    let mut numbers = |len: usize, scale: f64| uniform(&mut rng, len, scale);
+    let block = ops::Block {
+        count,
+        row_loss_sum: -3.5,
+        shift: real::<B>(numbers(h, 4.0)),
+        sum: numbers(h, 0.1),
+        sum_squares: numbers(h, 9.0),
+        comoments: Some(real::<B>(ops::upper_triangle(h, &numbers(h * h, 9.0)))),
+    };
+    (block, real::<B>(numbers(h, 4.0)))
+}
+
+/// Sums about c', for δ = c − c', and what rounding may change of the products.
+fn moved(count: f64, sum: &[f64], delta: &[f64]) -> (Vec<f64>, impl Fn(f64, usize, usize) -> (f64, f64)) {
+    let sums = sum.iter().zip(delta).map(|(sum, delta)| sum + count * delta).collect();
+    let product = move |before: f64, i: usize, j: usize| {
+        let terms = [before, delta[i] * sum[j], sum[i] * delta[j], count * delta[i] * delta[j]];
+        (terms.iter().sum(), 8.0 * f64::EPSILON * terms.iter().map(|term| term.abs()).sum::<f64>())
+    };
+    (sums, product)
+}
+
+fn pack_statistics<B: HostBackend>(under: &Under<B>) {
+    for h in under.cases(EDGES.into_iter().chain([130, 300]), [1, 2, 31, 257, 300]) {
+        for (at, full) in [true, false, true, false].into_iter().enumerate() {
+            let (mut block, packed_shift) = packing::<B>(70, h);
+            block.comoments = block.comoments.filter(|_| full);
+            let packed_shift = (at < 2).then_some(packed_shift);
+            let before = (at % 3 == 0).then(|| uniform(&mut rng(9), Statistics::len(h, full), 5.0));
+            let place = Place::ALL[h % 2];
+            let context = format!("{}: pack_statistics of {h}, full {full}, {place:?}", under.name);
+            let found = block.pack(under, place, packed_shift.as_deref(), before.as_deref());
+            let zeros = vec![0.0; h];
+            let delta: Vec<f64> =
+                block.shift.iter().zip(packed_shift.as_ref().unwrap_or(&zeros)).map(|(c, p)| c - p).collect();
+            let (sums, product) = moved(70.0, &block.sum, &delta);
+            let mut truth = vec![(70.0, 0.0), (-3.5, 0.0)];
+            truth.extend(
+                sums.iter()
+                    .enumerate()
+                    .map(|(i, sum)| (*sum, 4.0 * f64::EPSILON * 70.0 * delta[i].abs() + f64::EPSILON)),
+            );
+            for i in 0..h {
+                let row = i..if full { h } else { i + 1 };
+                let given = |j: usize| block.comoments.as_ref().map_or(block.sum_squares[i], |all| all[i * h + j]);
+                truth.extend(row.map(|j| product(given(j), i, j)));
+            }
+            let earlier = |at: usize| before.as_ref().map_or(0.0, |before| before[at]);
+            let values: Vec<f64> = truth.iter().enumerate().map(|(at, (value, _))| value + earlier(at)).collect();
+            assert_within(&context, "packed", &found, &values, |at| {
+                truth[at].1 + 2.0 * f64::EPSILON * (values[at].abs() + earlier(at).abs())
+            });
+        }
+    }
+}
+
+fn unpack_statistics<B: HostBackend>(under: &Under<B>) {
+    for h in under.cases(EDGES.into_iter().chain([130, 300]), [1, 2, 31, 257, 300]) {
+        for (at, (full, wanted)) in [(true, true), (true, false), (false, false), (true, true)].into_iter().enumerate()
+        {
+            let (_, packed_shift) = packing::<B>(70, h);
+            let packed_shift = (at < 2).then_some(packed_shift);
+            let mut packed = uniform(&mut rng(10), Statistics::len(h, full), 5.0);
+            packed[0] = if at == 3 { 0.0 } else { 70.0 };
+            let place = Place::ALL[h % 2];
+            let context = format!("{}: unpack_statistics of {h}, full {full}, wanted {wanted}, {place:?}", under.name);
+            let found = ops::Block::unpack(under, place, &packed, packed_shift.as_deref(), h, wanted);
+            assert_eq!((found.row_loss_sum, found.comoments.is_some()), (packed[1], wanted), "{context}");
+            let (u, sum) = (under.real(), &packed[2..2 + h]);
+            let before = packed_shift.unwrap_or(vec![0.0; h]);
+            let mean: Vec<f64> =
+                (0..h).map(|j| if packed[0] == 0.0 { 0.0 } else { before[j] + sum[j] / packed[0] }).collect();
+            assert_within(&context, "shift", &found.shift, &mean, |j| u * mean[j].abs() + f64::EPSILON);
+            // About the shift that was found.
+            let delta: Vec<f64> = before.iter().zip(&found.shift).map(|(c, shift)| c - shift).collect();
+            let (sums, product) = moved(packed[0], sum, &delta);
+            assert_within(&context, "sum", &found.sum, &sums, |j| {
+                4.0 * f64::EPSILON * (sum[j].abs() + packed[0] * delta[j].abs())
+            });
+            let mut products = packed[2 + h..].iter();
+            for i in 0..h {
+                for (j, packed) in (i..if full { h } else { i + 1 }).zip(&mut products) {
+                    let (truth, error) = product(*packed, i, j);
+                    if i == j {
+                        assert_within(&context, "sum_squares", &found.sum_squares[i..=i], &[truth], |_| error);
+                    }
+                    if let Some(comoments) = &found.comoments {
+                        let at = i * h + j;
+                        assert_within(&context, "comoments", &comoments[at..=at], &[truth], |_| {
+                            error + u * truth.abs()
+                        });
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -622,6 +622,49 @@ fn wrong_arguments_of_statistics_operations<B: HostBackend>(under: &Under<B>) {
         assert_names(&format!("{}: comoments, {name}", under.name), name, result);
         comoments.assert_poisoned(&under.name, "comoments");
     }
+    for name in ["row_loss_sum", "sum", "sum_squares", "comoments", "packed_shift", "packed"] {
+        let size = |this: &str, len: usize| if name == this { len + 1 } else { len };
+        let (row_loss_sum, shift) = (ones::<f64>(1, size("row_loss_sum", 1)), ones::<B::Real>(1, h));
+        let (sum, sum_squares) = (ones::<f64>(1, size("sum", h)), ones::<f64>(1, size("sum_squares", h)));
+        let comoments = ones::<B::Real>(h, size("comoments", h));
+        let packed_shift = ones::<B::Real>(1, size("packed_shift", h));
+        let len = size("packed", Statistics::len(h, true));
+        let mut packed = poisoned::<f64>(1, len);
+        let result = under.backend.pack_statistics(PackStatistics {
+            count: 5,
+            row_loss_sum: row_loss_sum.slice(),
+            shift: shift.slice(),
+            sum: sum.slice(),
+            sum_squares: sum_squares.slice(),
+            comoments: Some(comoments.mat()),
+            packed_shift: Some(packed_shift.slice()),
+            accumulate: false,
+            packed: packed.slice_mut(),
+        });
+        assert_names(&format!("{}: pack_statistics, {name}", under.name), name, result);
+        packed.assert_poisoned(&under.name, "packed");
+        let packed = ones::<f64>(1, len);
+        let mut row_loss_sum = poisoned::<f64>(1, size("row_loss_sum", 1));
+        let mut shift = poisoned::<B::Real>(1, h);
+        let mut sums = ["sum", "sum_squares"].map(|this| poisoned::<f64>(1, size(this, h)));
+        let mut comoments = poisoned::<B::Real>(h, size("comoments", h));
+        let [sum, sum_squares] = &mut sums;
+        let result = under.backend.unpack_statistics(UnpackStatistics {
+            packed: packed.slice(),
+            packed_shift: Some(packed_shift.slice()),
+            row_loss_sum: row_loss_sum.slice_mut(),
+            shift: shift.slice_mut(),
+            sum: sum.slice_mut(),
+            sum_squares: sum_squares.slice_mut(),
+            comoments: Some(comoments.mat_mut()),
+        });
+        let context = format!("{}: unpack_statistics, {name}", under.name);
+        assert_names(&context, name, result);
+        row_loss_sum.assert_poisoned(&context, "row_loss_sum");
+        shift.assert_poisoned(&context, "shift");
+        sums.iter().for_each(|sum| sum.assert_poisoned(&context, "sums"));
+        comoments.assert_poisoned(&context, "comoments");
+    }
     for name in [
         "sum",
         "sum_squares",

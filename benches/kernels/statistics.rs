@@ -2,8 +2,10 @@
 
 use crate::harness::{Bench, SHAPES, Work, cpu};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use sae_kernels::operations::{Comoments, CorrelationDual, Covariance, FinishStatistics, PrimalCorrelation};
-use sae_kernels::{Backend, MatMut, MatRef, Objective, Shape};
+use sae_kernels::operations::{
+    Comoments, CorrelationDual, Covariance, FinishStatistics, PackStatistics, PrimalCorrelation, UnpackStatistics,
+};
+use sae_kernels::{Backend, MatMut, MatRef, Objective, Shape, Statistics};
 
 pub fn run(bench: &mut Bench) {
     for shape in SHAPES {
@@ -33,6 +35,35 @@ fn primal(bench: &mut Bench, shape: Shape, threads: usize) {
             accumulate: false,
             comoments: MatMut::new(&mut comoments, h, h).unwrap(),
             workspace: &mut workspace,
+        })
+        .unwrap();
+    });
+    let mut packed = vec![0.0; Statistics::len(h, true)];
+    // Half of the comoments is read, and twice as wide sums are added to.
+    bench.time("statistics", "pack_statistics f32", shape, threads, Work::Bytes((10 * h * h) as f64), || {
+        cpu.pack_statistics(PackStatistics {
+            count: n as u64,
+            row_loss_sum: &[0.0],
+            shift: &shift,
+            sum: &sum,
+            sum_squares: &sum_squares,
+            comoments: Some(MatRef::new(&comoments, h, h).unwrap()),
+            packed_shift: None,
+            accumulate: true,
+            packed: &mut packed,
+        })
+        .unwrap();
+    });
+    let (mut about, mut sums, mut squares) = (vec![0.0; h], vec![0.0; h], vec![0.0; h]);
+    bench.time("statistics", "unpack_statistics f32", shape, threads, Work::Bytes((6 * h * h) as f64), || {
+        cpu.unpack_statistics(UnpackStatistics {
+            packed: &packed,
+            packed_shift: None,
+            row_loss_sum: &mut [0.0],
+            shift: &mut about,
+            sum: &mut sums,
+            sum_squares: &mut squares,
+            comoments: Some(MatMut::new(&mut comoments, h, h).unwrap()),
         })
         .unwrap();
     });

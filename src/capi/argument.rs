@@ -110,40 +110,6 @@ pub(super) unsafe fn objective(objective: Input<saek_objective>) -> Result<Objec
     Ok(objective)
 }
 
-/// A host that averages instead of summing, or forgets to zero the buffer, mostly shows it here.
-pub(super) fn check_count(count: f64, rows: usize) -> Result<(), Failure> {
-    if count >= rows as f64 && count.fract() == 0.0 && count <= 2f64.powi(53) {
-        return Ok(());
-    }
-    let text = format!(
-        "statistics[0] = {count}, but it must be the number of rows of the batch, at least the {rows} of this call; \
-         set the buffer to 0 before the first phase, and sum it over the ranks"
-    );
-    Err(Failure::new(SAEK_ERROR_ARGUMENT, text))
-}
-
-/// What the two phases allocate on the way, or a little more: the statistics three times, one of them as f32.
-pub(super) fn working_bytes(statistics: usize) -> crate::Result<usize> {
-    statistics.checked_mul(3 * size_of::<f64>()).ok_or(Error::Overflow { what: "the size of the statistics" })
-}
-
-/// The shift of statistics.
-///
-/// # Safety
-/// As [`Input::slice`].
-pub(super) unsafe fn shift<B: ContextBackend>(
-    backend: &B,
-    shift: Option<Input<B::Real>>,
-    h: usize,
-) -> crate::Result<Vec<f64>> {
-    let mut values = vec![B::Real::from_f64(0.0); h];
-    if let Some(shift) = shift {
-        // SAFETY: the caller's promise.
-        backend.download(unsafe { shift.slice::<B::Memory>() }, &mut values)?;
-    }
-    Ok(values.iter().map(|c| c.to_f64()).collect())
-}
-
 /// # Safety
 /// As [`Output::host`].
 pub(super) unsafe fn write_losses(to: Output<saek_losses>, Losses { lse, var, tc, wr, total }: Losses) {

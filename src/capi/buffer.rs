@@ -3,21 +3,10 @@
 
 use super::call::Failure;
 use super::memory::Addressed;
-use super::{SAEK_ERROR_MEMORY, SAEK_ERROR_NULL, SAEK_ERROR_POINTER};
+use super::{SAEK_ERROR_NULL, SAEK_ERROR_POINTER};
 use crate::element::Element;
 use crate::error::Error;
-use std::hint::black_box;
 use std::ops::Range;
-
-/// [`SAEK_ERROR_MEMORY`] unless there are `bytes` bytes to allocate: where a `Vec` finds none, the program ends.
-pub(super) fn expect_memory(bytes: usize) -> Result<(), Failure> {
-    let text = || Error::Allocation { bytes }.to_string();
-    let mut memory = Vec::<u8>::new();
-    memory.try_reserve_exact(bytes).map_err(|_| Failure::new(SAEK_ERROR_MEMORY, text()))?;
-    // The compiler leaves out an allocation that nobody sees.
-    black_box(&mut memory);
-    Ok(())
-}
 
 /// The buffers of a call. An output may share memory with no other of them.
 #[derive(Default)]

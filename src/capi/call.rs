@@ -32,7 +32,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error {
-            Error::Configuration { .. } => SAEK_ERROR_ARGUMENT,
+            Error::Configuration { .. } | Error::Count { .. } => SAEK_ERROR_ARGUMENT,
             Error::Shape { .. }
             | Error::Length { .. }
             | Error::Stride { .. }

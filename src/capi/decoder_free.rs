@@ -1,14 +1,12 @@
 //! The calls of the step, of its forward pass, and of its two phases, for any backend.
 
-use super::argument::{self, Extents, Gradients, Inputs, check_count, matrix, statistics_len, write_losses};
-use super::buffer::{Buffers, expect_memory};
+use super::argument::{self, Extents, Gradients, Inputs, matrix, statistics_len, write_losses};
+use super::buffer::Buffers;
 use super::context::{ContextBackend, context_at};
-use super::memory::Addressed;
 use super::{call, saek_context, saek_losses, saek_objective};
 use crate::backend::Shape;
 use crate::decoder_free::DecoderFree;
 use crate::objective::Objective;
-use crate::statistics::Statistics;
 
 /// # Safety
 /// What the header says of pointers.
@@ -122,22 +120,16 @@ pub(super) unsafe fn statistics<B: ContextBackend>(
         let inputs = Inputs::<B>::take(&mut buffers, &extents, x, weight, bias)?;
         let shift = buffers.optional_input("shift", shift, extents.shape.latents)?;
         let statistics = buffers.output("statistics", statistics, len)?;
-        expect_memory(argument::working_bytes(len)?)?;
         let mut plans = context.lock();
         // Whatever the objective, statistics are the same; but without a correlation term there are no comoments.
         let model: &mut DecoderFree<B> =
             context
                 .plan(&mut plans, &backend, extents.shape, Objective::default(), |planned| planned.lambda_tc != 0.0)?;
-        let mut block = Statistics::new(extents.shape.latents, true);
         // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
-        let (x, weight, bias) = unsafe { inputs.views(&extents) }?;
-        model.statistics(x, weight, bias, &mut block)?;
-        if extents.shape.rows > 0 {
-            // SAFETY: as above.
-            unsafe {
-                block.rebase(&argument::shift(&backend, shift, extents.shape.latents)?);
-                B::Memory::add(&backend, block.sums(), statistics.slice::<B::Memory>())?;
-            }
+        unsafe {
+            let (x, weight, bias) = inputs.views(&extents)?;
+            let shift = shift.map(|shift| shift.slice::<B::Memory>());
+            model.statistics_packed(x, weight, bias, shift, statistics.slice::<B::Memory>())?;
         }
         Ok(())
     })
@@ -176,18 +168,15 @@ pub(super) unsafe fn backward<B: ContextBackend>(
         let sums = buffers.input("statistics", statistics, len)?;
         let gradients = Gradients::take(&mut buffers, &extents, grad_weight, grad_bias, grad_x)?;
         let losses = buffers.output("losses", losses, 1)?;
-        expect_memory(argument::working_bytes(len)?)?;
         // SAFETY: all buffers are taken, so no output is another buffer too; the rest is the caller's promise.
         unsafe {
             let objective = argument::objective(objective)?;
-            let mut statistics = Statistics::new(extents.shape.latents, true);
-            statistics.rebase(&argument::shift(&backend, shift, extents.shape.latents)?);
-            backend.download(sums.slice::<B::Memory>(), statistics.sums_mut())?;
-            check_count(statistics.sums()[0], extents.shape.rows)?;
             let mut plans = context.lock();
             let model: &mut DecoderFree<B> =
                 context.plan(&mut plans, &backend, extents.shape, objective, |planned| *planned == objective)?;
-            model.backward(gradients.step(&extents, inputs, None, None)?, &statistics, add_weight_term != 0)?;
+            let step = gradients.step(&extents, inputs, None, None)?;
+            let shift = shift.map(|shift| shift.slice::<B::Memory>());
+            model.backward_packed(step, shift, sums.slice::<B::Memory>(), add_weight_term != 0)?;
             write_losses(losses, model.losses()?);
         }
         Ok(())

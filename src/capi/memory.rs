@@ -1,6 +1,5 @@
 //! The memory that C's pointers are to: the host's, or a device's.
 
-use crate::backend::Backend;
 use crate::element::Element;
 use crate::matrix::{Host, Memory};
 use std::slice;
@@ -14,9 +13,6 @@ pub(super) trait Addressed: Memory {
     /// # Safety
     /// As [`slice_at`](Self::slice_at), and writable, and nobody else reads or writes them meanwhile.
     unsafe fn slice_mut_at<'a, T: Element>(pointer: *mut T, len: usize) -> Self::SliceMut<'a, T>;
-
-    /// Adds as many terms to numbers.
-    fn add<B: Backend<Memory = Self>>(backend: &B, terms: &[f64], to: Self::SliceMut<'_, f64>) -> crate::Result<()>;
 }
 
 impl Addressed for Host {
@@ -27,10 +23,6 @@ impl Addressed for Host {
     unsafe fn slice_mut_at<'a, T: Element>(pointer: *mut T, len: usize) -> &'a mut [T] {
         // SAFETY: as above.
         if len == 0 { &mut [] } else { unsafe { slice::from_raw_parts_mut(pointer, len) } }
-    }
-    fn add<B: Backend<Memory = Self>>(_: &B, terms: &[f64], to: &mut [f64]) -> crate::Result<()> {
-        to.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-        Ok(())
     }
 }
 
@@ -56,12 +48,6 @@ mod device {
         unsafe fn slice_mut_at<'a, T: Element>(pointer: *mut T, len: usize) -> CudaRefMut<'a, T> {
             // SAFETY: the caller's promise.
             unsafe { CudaRefMut::from_raw(address(pointer, len), len) }
-        }
-        fn add<B: Backend<Memory = Self>>(backend: &B, terms: &[f64], to: CudaRefMut<'_, f64>) -> crate::Result<()> {
-            let mut sums = Host::alloc::<f64>(terms.len())?;
-            backend.download(Self::as_ref(&to), &mut sums)?;
-            Host::add(&Reference, terms, &mut sums)?;
-            backend.upload(&sums, to)
         }
     }
 }

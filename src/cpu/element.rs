@@ -1,7 +1,7 @@
 //! Storage types, and the operations compiled for each.
 
 use super::simd::Simd;
-use super::{Cpu, backward, decode, dual, encode, optimizer, product, redundancy, statistics};
+use super::{Cpu, backward, decode, dual, encode, optimizer, packed, product, redundancy, statistics};
 use crate::element::{Element, StorageType, bf16, f16};
 use crate::error::Result;
 use crate::operations::*;
@@ -68,6 +68,8 @@ operations! {
     encode::responsibilities(Responsibilities)
     statistics::recentre(Recentre)
     statistics::comoments(Comoments)
+    packed::pack_statistics(PackStatistics)
+    packed::unpack_statistics(UnpackStatistics)
     statistics::finish_statistics(FinishStatistics)
     dual::correlation_dual(CorrelationDual)
     backward::backward_dz(BackwardDz)

@@ -13,6 +13,7 @@ mod math;
 mod memory;
 mod optimizer;
 mod pack;
+mod packed;
 mod parallel;
 mod product;
 mod redundancy;
@@ -154,6 +155,12 @@ impl<E: CpuElement> Backend for Cpu<E> {
     }
     fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
         E::comoments(self, args)
+    }
+    fn pack_statistics(&self, args: PackStatistics<'_, Self>) -> Result<()> {
+        E::pack_statistics(self, args)
+    }
+    fn unpack_statistics(&self, args: UnpackStatistics<'_, Self>) -> Result<()> {
+        E::unpack_statistics(self, args)
     }
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
         E::finish_statistics(self, args)

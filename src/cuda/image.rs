@@ -26,6 +26,7 @@ families! {
     encode { finish_rows; encode responsibilities }
     activations { ; activation_sums }
     statistics { comoments gram_primal variances finish_primal; recentre }
+    packed { pack_statistics unpack_statistics; }
     backward { ; backward pointwise }
     dual { gram_nt gram_tn dual_vectors dual_finish; dual_apply }
     product {

@@ -21,6 +21,7 @@ mod hardware;
 pub(crate) mod image;
 mod memory;
 mod optimizer;
+mod packed;
 mod pointwise;
 mod product;
 mod reduce;
@@ -398,6 +399,12 @@ impl<E: CudaElement> Backend for Cuda<E> {
     }
     fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
         statistics::comoments(&self.core, args)
+    }
+    fn pack_statistics(&self, args: PackStatistics<'_, Self>) -> Result<()> {
+        packed::pack_statistics(&self.core, args)
+    }
+    fn unpack_statistics(&self, args: UnpackStatistics<'_, Self>) -> Result<()> {
+        packed::unpack_statistics(&self.core, args)
     }
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
         statistics::finish_statistics(&self.core, args)

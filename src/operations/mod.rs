@@ -20,7 +20,9 @@ pub use encode::{ActivationSums, Encode, Moments, Responsibilities};
 pub use optimizer::{Adam, AdamConfig, Optimizer, ProductUpdate, Sgd, SgdConfig};
 pub use product::{ColumnSums, Layout, Product};
 pub use redundancy::WeightRedundancy;
-pub use statistics::{Comoments, Covariance, FinishStatistics, PrimalCorrelation, Recentre};
+pub use statistics::{
+    Comoments, Covariance, FinishStatistics, PackStatistics, PrimalCorrelation, Recentre, UnpackStatistics,
+};
 
 use crate::backend::{Backend, Slice, SliceMut};
 use crate::element::Element;

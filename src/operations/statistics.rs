@@ -1,10 +1,11 @@
-//! Batch statistics: moments, comoments, and the variance and correlation terms made of them.
+//! Batch statistics: moments, comoments, their sums over blocks and hosts, and the variance and correlation terms made of them.
 
 use super::{check_slice, check_slice_mut};
 use crate::backend::{Backend, Mat, MatOut, Slice, SliceMut};
 use crate::error::{Error, Result};
 use crate::matrix::Memory;
 use crate::objective::Objective;
+use crate::statistics::Statistics;
 
 /// Moves a block's moments, which are about 0, to the block's mean, so that later sums about it lose nothing to cancellation.
 ///
@@ -63,6 +64,97 @@ impl<B: Backend + ?Sized> Comoments<'_, B> {
         check_slice::<B, _>("shift", h, &self.shift)?;
         self.comoments.expect("comoments", h, h)?;
         Ok((n, h))
+    }
+}
+
+/// Adds a block's moments and comoments to the sums over the whole batch, which have a shift c' of their own.
+///
+/// ```text
+/// δ = c − c'
+/// N' += N      Σℓ' += Σℓ      sum'_i += sum_i + N δ_i
+/// S'_ij += S_ij + δ_i sum_j + sum_i δ_j + N δ_i δ_j      i ≤ j, or i = j without comoments
+/// ```
+///
+/// `packed` is laid out as [`Statistics::sums`]. All of it is `f64`, so parts of a batch may be summed in any order by any engine.
+pub struct PackStatistics<'a, B: Backend + ?Sized> {
+    /// N, rows of the block.
+    pub count: u64,
+    /// Σℓ \[1\].
+    pub row_loss_sum: Slice<'a, B, f64>,
+    /// c \[H\].
+    pub shift: Slice<'a, B, B::Real>,
+    /// Σ(a − c) \[H\].
+    pub sum: Slice<'a, B, f64>,
+    /// Σ(a − c)² \[H\]; not read where there are comoments.
+    pub sum_squares: Slice<'a, B, f64>,
+    /// S = Σ(a − c)(a − c)ᵀ \[H,H\], upper triangle; without it `packed` has squares alone.
+    pub comoments: Option<Mat<'a, B, B::Real>>,
+    /// c' \[H\]; 0 if not given.
+    pub packed_shift: Option<Slice<'a, B, B::Real>>,
+    /// Whether to add to `packed` or to overwrite it.
+    pub accumulate: bool,
+    /// \[2 + 2H\], or \[2 + H + H(H+1)/2\] with comoments.
+    pub packed: SliceMut<'a, B, f64>,
+}
+
+impl<B: Backend + ?Sized> PackStatistics<'_, B> {
+    /// Checks shapes and returns H.
+    pub fn check(&self) -> Result<usize> {
+        let h = B::Memory::len::<B::Real>(&self.shift);
+        check_slice::<B, _>("row_loss_sum", 1, &self.row_loss_sum)?;
+        check_slice::<B, _>("sum", h, &self.sum)?;
+        check_slice::<B, _>("sum_squares", h, &self.sum_squares)?;
+        if let Some(comoments) = &self.comoments {
+            comoments.expect("comoments", h, h)?;
+        }
+        if let Some(packed_shift) = &self.packed_shift {
+            check_slice::<B, _>("packed_shift", h, packed_shift)?;
+        }
+        check_slice_mut::<B, _>("packed", Statistics::len(h, self.comoments.is_some()), &self.packed)?;
+        Ok(h)
+    }
+}
+
+/// The inverse of [`PackStatistics`] for the whole batch: its moments and comoments about its rounded mean.
+///
+/// ```text
+/// shift_i = round(c'_i + sum'_i/N), 0 for N = 0      δ = c' − shift
+/// ```
+///
+/// and sums as there. `packed` may have comoments that are not asked for.
+pub struct UnpackStatistics<'a, B: Backend + ?Sized> {
+    /// As [`PackStatistics`] leaves it.
+    pub packed: Slice<'a, B, f64>,
+    /// c' \[H\]; 0 if not given.
+    pub packed_shift: Option<Slice<'a, B, B::Real>>,
+    /// Σℓ \[1\]; written.
+    pub row_loss_sum: SliceMut<'a, B, f64>,
+    /// round(μ) \[H\]; written.
+    pub shift: SliceMut<'a, B, B::Real>,
+    /// Σ(a − shift) \[H\]; written.
+    pub sum: SliceMut<'a, B, f64>,
+    /// Σ(a − shift)² \[H\]; written.
+    pub sum_squares: SliceMut<'a, B, f64>,
+    /// Σ(a − shift)(a − shift)ᵀ \[H,H\], rounded; the upper triangle is written, what lies below is not touched.
+    pub comoments: Option<MatOut<'a, B, B::Real>>,
+}
+
+impl<B: Backend + ?Sized> UnpackStatistics<'_, B> {
+    /// Checks shapes and returns H, and whether `packed` has comoments.
+    pub fn check(&self) -> Result<(usize, bool)> {
+        let h = B::Memory::len_mut::<B::Real>(&self.shift);
+        let full = self.comoments.is_some() || B::Memory::len::<f64>(&self.packed) != Statistics::len(h, false);
+        check_slice::<B, _>("packed", Statistics::len(h, full), &self.packed)?;
+        if let Some(packed_shift) = &self.packed_shift {
+            check_slice::<B, _>("packed_shift", h, packed_shift)?;
+        }
+        check_slice_mut::<B, _>("row_loss_sum", 1, &self.row_loss_sum)?;
+        check_slice_mut::<B, _>("sum", h, &self.sum)?;
+        check_slice_mut::<B, _>("sum_squares", h, &self.sum_squares)?;
+        if let Some(comoments) = &self.comoments {
+            comoments.expect("comoments", h, h)?;
+        }
+        Ok((h, full))
     }
 }
 

@@ -57,6 +57,12 @@ impl Backend for Reference {
     fn comoments(&self, args: Comoments<'_, Self>) -> Result<()> {
         statistics::comoments(args)
     }
+    fn pack_statistics(&self, args: PackStatistics<'_, Self>) -> Result<()> {
+        statistics::pack_statistics(args)
+    }
+    fn unpack_statistics(&self, args: UnpackStatistics<'_, Self>) -> Result<()> {
+        statistics::unpack_statistics(args)
+    }
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
         statistics::finish_statistics(args)
     }

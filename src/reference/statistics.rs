@@ -1,9 +1,9 @@
-//! [`Recentre`], [`Comoments`] and [`FinishStatistics`].
+//! [`Recentre`], [`Comoments`], [`PackStatistics`], [`UnpackStatistics`] and [`FinishStatistics`].
 
 use super::Reference;
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
-use crate::operations::{Comoments, Covariance, FinishStatistics, Recentre};
+use crate::operations::{Comoments, Covariance, FinishStatistics, PackStatistics, Recentre, UnpackStatistics};
 
 pub(super) fn recentre(args: Recentre<'_, Reference>) -> Result<()> {
     let (n, h) = args.check()?;
@@ -24,6 +24,55 @@ pub(super) fn comoments(mut args: Comoments<'_, Reference>) -> Result<()> {
             let sum: f64 = (0..n).map(|row| centred(row, i) * centred(row, j)).sum();
             let before = if args.accumulate { args.comoments.row_mut(i)[j] } else { 0.0 };
             args.comoments.row_mut(i)[j] = before + sum;
+        }
+    }
+    Ok(())
+}
+
+/// Σ(a_i − c'_i)(a_j − c'_j) less Σ(a_i − c_i)(a_j − c_j), for δ = c − c'.
+fn moved(count: f64, sum: &[f64], delta: &[f64], i: usize, j: usize) -> f64 {
+    delta[i] * sum[j] + sum[i] * delta[j] + count * delta[i] * delta[j]
+}
+
+pub(super) fn pack_statistics(args: PackStatistics<'_, Reference>) -> Result<()> {
+    let h = args.check()?;
+    let n = args.count as f64;
+    let delta: Vec<f64> = (0..h).map(|j| args.shift[j] - args.packed_shift.map_or(0.0, |shift| shift[j])).collect();
+    let mut packed = vec![n, args.row_loss_sum[0]];
+    packed.extend((0..h).map(|j| args.sum[j] + n * delta[j]));
+    for i in 0..h {
+        for j in i..if args.comoments.is_some() { h } else { i + 1 } {
+            let product = args.comoments.map_or(args.sum_squares[i], |comoments| comoments.row(i)[j]);
+            packed.push(product + moved(n, args.sum, &delta, i, j));
+        }
+    }
+    for (sum, term) in args.packed.iter_mut().zip(packed) {
+        *sum = term + if args.accumulate { *sum } else { 0.0 };
+    }
+    Ok(())
+}
+
+pub(super) fn unpack_statistics(mut args: UnpackStatistics<'_, Reference>) -> Result<()> {
+    let (h, full) = args.check()?;
+    let n = args.packed[0];
+    args.row_loss_sum[0] = args.packed[1];
+    let (sum, products) = args.packed[2..].split_at(h);
+    let before = |j: usize| args.packed_shift.map_or(0.0, |shift| shift[j]);
+    for (j, shift) in args.shift.iter_mut().enumerate() {
+        *shift = if n == 0.0 { 0.0 } else { before(j) + sum[j] / n };
+    }
+    let delta: Vec<f64> = (0..h).map(|j| before(j) - args.shift[j]).collect();
+    let mut products = products.iter();
+    for i in 0..h {
+        args.sum[i] = sum[i] + n * delta[i];
+        for (j, product) in (i..if full { h } else { i + 1 }).zip(&mut products) {
+            let product = product + moved(n, sum, &delta, i, j);
+            if i == j {
+                args.sum_squares[i] = product;
+            }
+            if let Some(comoments) = &mut args.comoments {
+                comoments.row_mut(i)[j] = product;
+            }
         }
     }
     Ok(())

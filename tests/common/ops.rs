@@ -5,7 +5,7 @@ use super::{Guarded, HostBackend, Place, Under};
 use sae_kernels::operations::{
     self, CorrelationTerm, Covariance as CovarianceOf, Layout, Moments, PrimalCorrelation, StatisticsTerm,
 };
-use sae_kernels::{Activation, Element, Form, Objective, Shape};
+use sae_kernels::{Activation, Element, Form, Objective, Shape, Statistics};
 
 type RealOf<B> = <B as sae_kernels::Backend>::Real;
 type ElementOf<B> = <B as sae_kernels::Backend>::Element;
@@ -207,6 +207,98 @@ pub fn recentre<B: HostBackend>(
         })
         .unwrap_or_else(|e| panic!("{context}: {e}"));
     (shift.checked(&context, "shift"), sum.checked(&context, "sum"), sum_squares.checked(&context, "sum_squares"))
+}
+
+/// A block's moments and, if there are any, comoments about `shift`.
+#[derive(Debug, Clone)]
+pub struct Block {
+    pub count: u64,
+    pub row_loss_sum: f64,
+    pub shift: Vec<f64>,
+    pub sum: Vec<f64>,
+    pub sum_squares: Vec<f64>,
+    pub comoments: Option<Vec<f64>>,
+}
+
+impl Block {
+    /// [`operations::PackStatistics`]; `before` is added to if given.
+    pub fn pack<B: HostBackend>(
+        &self,
+        under: &Under<B>,
+        place: Place,
+        packed_shift: Option<&[f64]>,
+        before: Option<&[f64]>,
+    ) -> Vec<f64> {
+        let h = self.shift.len();
+        let context = format!("{}: pack_statistics of {h} {place:?}", under.name);
+        let row_loss_sum = Guarded::<f64>::vector(place, &[self.row_loss_sum]);
+        let shift = Guarded::<RealOf<B>>::vector(place, &self.shift);
+        let (sum, sum_squares) =
+            (Guarded::<f64>::vector(place, &self.sum), Guarded::<f64>::vector(place, &self.sum_squares));
+        let comoments = self.comoments.as_ref().map(|all| Guarded::<RealOf<B>>::matrix(place, h, h, all));
+        let packed_shift = packed_shift.map(|shift| Guarded::<RealOf<B>>::vector(place, shift));
+        let mut packed = Guarded::<f64>::vector_or_poison(place, Statistics::len(h, comoments.is_some()), before);
+        under
+            .backend
+            .pack_statistics(operations::PackStatistics {
+                count: self.count,
+                row_loss_sum: row_loss_sum.slice(),
+                shift: shift.slice(),
+                sum: sum.slice(),
+                sum_squares: sum_squares.slice(),
+                comoments: comoments.as_ref().map(|comoments| comoments.mat()),
+                packed_shift: packed_shift.as_ref().map(|shift| shift.slice()),
+                accumulate: before.is_some(),
+                packed: packed.slice_mut(),
+            })
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
+        packed.checked(&context, "packed")
+    }
+
+    /// [`operations::UnpackStatistics`]; the lower triangle must stay as it was, and comes back as 0.
+    pub fn unpack<B: HostBackend>(
+        under: &Under<B>,
+        place: Place,
+        packed: &[f64],
+        packed_shift: Option<&[f64]>,
+        h: usize,
+        wants_comoments: bool,
+    ) -> Self {
+        let context = format!("{}: unpack_statistics of {h} {place:?}", under.name);
+        let count = packed[0] as u64;
+        let packed = Guarded::<f64>::vector(place, packed);
+        let packed_shift = packed_shift.map(|shift| Guarded::<RealOf<B>>::vector(place, shift));
+        let mut row_loss_sum = Guarded::<f64>::vector_or_poison(place, 1, None);
+        let mut shift = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
+        let mut sum = Guarded::<f64>::vector_or_poison(place, h, None);
+        let mut sum_squares = Guarded::<f64>::vector_or_poison(place, h, None);
+        let mut comoments = wants_comoments.then(|| Guarded::<RealOf<B>>::poisoned(place, h, h));
+        let lower = comoments.as_ref().map(|comoments| lower_triangle(h, &comoments.values()));
+        under
+            .backend
+            .unpack_statistics(operations::UnpackStatistics {
+                packed: packed.slice(),
+                packed_shift: packed_shift.as_ref().map(|shift| shift.slice()),
+                row_loss_sum: row_loss_sum.slice_mut(),
+                shift: shift.slice_mut(),
+                sum: sum.slice_mut(),
+                sum_squares: sum_squares.slice_mut(),
+                comoments: comoments.as_mut().map(|comoments| comoments.mat_mut()),
+            })
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
+        Self {
+            count,
+            row_loss_sum: row_loss_sum.checked(&context, "row_loss_sum")[0],
+            shift: shift.checked(&context, "shift"),
+            sum: sum.checked(&context, "sum"),
+            sum_squares: sum_squares.checked(&context, "sum_squares"),
+            comoments: comoments.zip(lower).map(|(comoments, lower)| {
+                let comoments = comoments.checked(&context, "comoments");
+                super::assert_same_bits(&context, "the lower triangle", &lower_triangle(h, &comoments), &lower);
+                upper_triangle(h, &comoments)
+            }),
+        }
+    }
 }
 
 /// `before` is added to if given; the lower triangle must stay as it was.

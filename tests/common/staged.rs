@@ -203,6 +203,50 @@ impl<E: CudaElement> Backend for Staged<E> {
         self.back(&comoments, args.comoments.data_mut())
     }
 
+    fn pack_statistics(&self, args: PackStatistics<'_, Self>) -> Result<()> {
+        args.check()?;
+        let (row_loss_sum, shift) = (self.copy(args.row_loss_sum)?, self.copy(args.shift)?);
+        let (sum, sum_squares) = (self.copy(args.sum)?, self.copy(args.sum_squares)?);
+        let comoments = args.comoments.map(|comoments| self.copy(comoments.data())).transpose()?;
+        let packed_shift = args.packed_shift.map(|shift| self.copy(shift)).transpose()?;
+        let mut packed = self.copy(args.packed)?;
+        self.0.pack_statistics(PackStatistics {
+            count: args.count,
+            row_loss_sum: row_loss_sum.slice(),
+            shift: shift.slice(),
+            sum: sum.slice(),
+            sum_squares: sum_squares.slice(),
+            comoments: comoments.as_ref().zip(args.comoments.as_ref()).map(|(copy, like)| copy.mat(like)),
+            packed_shift: packed_shift.as_ref().map(Copied::slice),
+            accumulate: args.accumulate,
+            packed: packed.slice_mut(),
+        })?;
+        self.back(&packed, args.packed)
+    }
+
+    fn unpack_statistics(&self, mut args: UnpackStatistics<'_, Self>) -> Result<()> {
+        args.check()?;
+        let packed = self.copy(args.packed)?;
+        let packed_shift = args.packed_shift.map(|shift| self.copy(shift)).transpose()?;
+        let (mut row_loss_sum, mut shift) = (self.copy(args.row_loss_sum)?, self.copy(args.shift)?);
+        let (mut sum, mut sum_squares) = (self.copy(args.sum)?, self.copy(args.sum_squares)?);
+        let mut comoments = self.copy_mat(&mut args.comoments)?;
+        self.0.unpack_statistics(UnpackStatistics {
+            packed: packed.slice(),
+            packed_shift: packed_shift.as_ref().map(Copied::slice),
+            row_loss_sum: row_loss_sum.slice_mut(),
+            shift: shift.slice_mut(),
+            sum: sum.slice_mut(),
+            sum_squares: sum_squares.slice_mut(),
+            comoments: comoments.as_mut().zip(args.comoments.as_ref()).map(|(copy, like)| copy.mat_mut(extent(like))),
+        })?;
+        self.back(&row_loss_sum, args.row_loss_sum)?;
+        self.back(&shift, args.shift)?;
+        self.back(&sum, args.sum)?;
+        self.back(&sum_squares, args.sum_squares)?;
+        self.mat_back(&comoments, &mut args.comoments)
+    }
+
     fn finish_statistics(&self, args: FinishStatistics<'_, Self>) -> Result<()> {
         args.check()?;
         let (shift, sum) = (self.copy(args.shift)?, self.copy(args.sum)?);
