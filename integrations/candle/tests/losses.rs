@@ -458,7 +458,7 @@ fn training_behind_a_layer() -> Result<()> {
             for parameter in &parameters {
                 let gradient = store.get(parameter).expect("a gradient");
                 assert!(norm(&numbers(gradient)?) > 0.0);
-                parameter.set(&(parameter.as_tensor() - (gradient * 1e-4)?)?)?;
+                parameter.set(&(parameter.as_tensor() - (gradient * 1e-3)?)?)?;
             }
         }
         assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
