@@ -72,6 +72,7 @@ fn same_bits(found: &Tensor, truth: &Tensor) -> Result<bool> {
 }
 
 type Formula = fn(&Tensor) -> Result<Tensor>;
+type Loss<'a> = &'a dyn Fn([&Tensor; 3]) -> Result<Tensor>;
 
 #[test]
 fn losses_of_activations() -> Result<()> {
@@ -298,7 +299,7 @@ fn encode_lse() -> Result<()> {
 fn finite_differences() -> Result<()> {
     let kernels = Kernels::new();
     let mean = Objective { reduction: Reduction::Mean, normalize_weight: false, ..weights() };
-    let losses: [(&str, &dyn Fn([&Tensor; 3]) -> Result<Tensor>); 3] = [
+    let losses: [(&str, Loss); 3] = [
         ("sum", &|[x, weight, bias]| Ok(kernels.decoder_free_loss(x, weight, bias, &weights())?.total)),
         ("mean", &|[x, weight, bias]| Ok(kernels.decoder_free_loss(x, weight, bias, &mean)?.total)),
         ("encode", &|[x, weight, bias]| {
