@@ -511,6 +511,19 @@ fn gradients_are_scaled_before_they_are_rounded() -> Result<()> {
     Ok(())
 }
 
+/// An error of ℓ is a relative error of the gradient exp(ℓ − a): rounded to bf16, ℓ ≈ 100 would be off by up to 1/4.
+#[test]
+fn row_losses_are_not_rounded_on_the_way_back() -> Result<()> {
+    let kernels = Kernels::new();
+    let zeros = |rows| Tensor::zeros((rows, 1), DType::BF16, &Device::Cpu);
+    let bias = Var::from_tensor(&Tensor::new(&[100f32, 100.5, 101.0, 103.0], &Device::Cpu)?.to_dtype(DType::BF16)?)?;
+    let (_, row_loss) = kernels.encode_lse(&zeros(1)?, &zeros(4)?, &bias)?;
+    let store = row_loss.sum_all()?.backward()?;
+    let (_, [grad]) = formulas::gradients([&bias], |[bias]| formulas::lse(&bias.unsqueeze(0)?))?;
+    assert!(relative(store.get(&bias).expect("a gradient"), &grad)? < bar(DType::BF16) / 4.0);
+    Ok(())
+}
+
 #[test]
 fn memory_that_is_used_again_changes_nothing() -> Result<()> {
     let kernels = Kernels::new();
