@@ -66,16 +66,18 @@ enum Spoilt {
     Misaligned(u8, u8),
     /// An array begins so many bytes behind the beginning of another.
     Onto(u8, u8, i8),
-    /// An array ends so many bytes behind the beginning of another.
+    /// An array ends a few bytes, of an element or two, behind the beginning of another.
     Before(u8, u8, i8),
     /// An array lies anywhere.
     Anywhere(u8, i64),
     Extent(u8, Size),
     Extents([Size; 3]),
     Lambda(u8, Weird),
-    Reduction(i32),
+    Reduction(i8),
     /// The count of the sums.
     Count(Weird),
+    /// The count of the sums, about the rows of the call.
+    CountNear(i8),
     NoContext,
     MisalignedContext(u8),
 }
@@ -296,7 +298,7 @@ impl Plan {
             Spoilt::Before(at, other, by) => {
                 let negative = [before.n, before.d, before.h, before.stride].into_iter().any(|extent| extent < 0);
                 let bytes = if negative { 0 } else { before.bytes(role(at)) };
-                let end = before.pointer(role(other)).wrapping_offset(isize::from(by % 16));
+                let end = before.pointer(role(other)).wrapping_offset([0, 2, 4, 8][usize::from(by.unsigned_abs() % 4)]);
                 put(at, end.wrapping_sub(bytes as usize));
             }
             Spoilt::Anywhere(at, address) => put(at, without_provenance_mut(address as usize)),
@@ -312,14 +314,9 @@ impl Plan {
                 let fields = [lambda_lse, lambda_var, lambda_tc, lambda_wr, variance_eps];
                 *fields.into_iter().nth(usize::from(at) % 5).expect("one of five") = weird.value();
             }),
-            Spoilt::Reduction(value) => self.spoil_objective(call, |objective| objective.reduction = value),
-            Spoilt::Count(weird) => {
-                // Where it was placed: other spoilt pointers may be nowhere.
-                if self.operation == Operation::Backward && self.only_numbers() {
-                    // SAFETY: `place` has made room for it.
-                    unsafe { store(call.pointer(Role::Sums), Storage::F64, [weird.value()].into_iter()) };
-                }
-            }
+            Spoilt::Reduction(value) => self.spoil_objective(call, |objective| objective.reduction = i32::from(value)),
+            Spoilt::Count(weird) => self.spoil_count(call, weird.value()),
+            Spoilt::CountNear(more) => self.spoil_count(call, (before.n as f64) + f64::from(more % 4)),
             Spoilt::NoContext => call.context = null_mut(),
             // Twice might be aligned again, and no context.
             Spoilt::MisalignedContext(by) if call.context.is_aligned() => {
@@ -335,6 +332,13 @@ impl Plan {
             change(&mut objective);
             // SAFETY: `place` has made room for one.
             unsafe { call.pointer(Role::Objective).cast::<saek_objective>().write_unaligned(objective) };
+        }
+    }
+
+    fn spoil_count(&self, call: &Call, count: f64) {
+        if self.operation == Operation::Backward && self.only_numbers() {
+            // SAFETY: `place` has made room for it.
+            unsafe { store(call.pointer(Role::Sums), Storage::F64, [count].into_iter()) };
         }
     }
 
