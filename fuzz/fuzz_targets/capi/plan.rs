@@ -314,7 +314,9 @@ impl Plan {
                 let fields = [lambda_lse, lambda_var, lambda_tc, lambda_wr, variance_eps];
                 *fields.into_iter().nth(usize::from(at) % 5).expect("one of five") = weird.value();
             }),
-            Spoilt::Reduction(value) => self.spoil_objective(call, |objective| objective.reduction = i32::from(value)),
+            Spoilt::Reduction(value) => {
+                self.spoil_objective(call, |objective| objective.reduction = i32::from(value % 4))
+            }
             Spoilt::Count(weird) => self.spoil_count(call, weird.value()),
             Spoilt::CountNear(more) => self.spoil_count(call, (before.n as f64) + f64::from(more % 4)),
             Spoilt::NoContext => call.context = null_mut(),
