@@ -15,9 +15,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use sae_kernels::operations::{Adam, AdamConfig};
-use sae_kernels::{
-    Backend, Cpu, DecoderFree, DecoderFreeConfig, Element, Host, Isa, Losses, MatRef, Reference, Shape,
-};
+use sae_kernels::{Backend, Cpu, DecoderFree, DecoderFreeConfig, Element, Host, Isa, Losses, MatRef, Reference, Shape};
 use sae_kernels_mpi::mpi::traits::*;
 use safetensors::{Dtype, tensor::TensorView};
 use std::ops::Range;

@@ -7,7 +7,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 /// What `ncclComm_t` points to.
 #[repr(C)]
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Communicator {
     pub size: c_int,
     pub rank: c_int,

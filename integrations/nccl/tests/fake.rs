@@ -7,6 +7,7 @@ use fake_nccl::Communicator;
 use sae_kernels::cuda_driver::{Driver, Launch, Mainloop, Tensor, TensorMap};
 use sae_kernels::{Backend, Cuda, CudaMemory, Error as KernelError, Memory, Result as KernelResult, Statistics};
 use sae_kernels_nccl::{Error, Nccl, Ranks};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::ptr;
@@ -63,19 +64,20 @@ fn fake() -> Nccl {
     Nccl::open(path.to_str().unwrap()).unwrap()
 }
 
-fn communicator() -> Communicator {
-    Communicator { size: 3, rank: 2, ..Communicator::default() }
+/// A cell, as the library changes it behind our back.
+fn communicator() -> Cell<Communicator> {
+    Cell::new(Communicator { size: 3, rank: 2, ..Communicator::default() })
 }
 
-fn ranks(communicator: &mut Communicator) -> Result<Ranks<f32>, Error> {
+fn ranks(communicator: &Cell<Communicator>) -> Result<Ranks<f32>, Error> {
     // SAFETY: the library's own communicator, which the test keeps.
-    unsafe { Ranks::new(fake(), ptr::from_mut(communicator).cast(), cuda()) }
+    unsafe { Ranks::new(fake(), communicator.as_ptr().cast(), cuda()) }
 }
 
 #[test]
 fn gradients_are_summed_where_they_are() {
-    let mut communicator = communicator();
-    let ranks = ranks(&mut communicator).unwrap();
+    let communicator = communicator();
+    let ranks = ranks(&communicator).unwrap();
     assert_eq!((ranks.rank(), ranks.size()), (2, 3));
     let cuda = cuda();
     let mut gradients = cuda.alloc::<f32>(7).unwrap();
@@ -94,18 +96,18 @@ fn gradients_are_summed_where_they_are() {
         data_type: 7,
         operation: 0,
         calls: 1,
-        ..communicator.clone()
+        ..communicator.get()
     };
-    assert_eq!(communicator, expected);
+    assert_eq!(communicator.get(), expected);
     // Nothing to sum.
     ranks.sum_gradients(CudaMemory::part_mut(CudaMemory::slice_mut(&mut gradients), 3..3)).unwrap();
-    assert_eq!(communicator.calls, 1);
+    assert_eq!(communicator.get().calls, 1);
 }
 
 #[test]
 fn statistics_are_those_of_all_ranks() {
-    let mut communicator = communicator();
-    let mut ranks = ranks(&mut communicator).unwrap();
+    let communicator = communicator();
+    let mut ranks = ranks(&communicator).unwrap();
     // A second time with fewer numbers, in the memory of the first; then with more.
     for (latents, full) in [(5, true), (4, false), (9, true)] {
         let row = |rows: usize, j: usize| (3 * rows + j) as f64;
@@ -123,10 +125,10 @@ fn statistics_are_those_of_all_ranks() {
         assert_eq!(statistics, expected);
         assert_eq!((statistics.count(), statistics.shift()), (12, &shift[..]));
         // ncclFloat64, ncclSum.
-        let Communicator { len, data_type, operation, sent, received, .. } = communicator;
+        let Communicator { len, data_type, operation, sent, received, .. } = communicator.get();
         assert_eq!((len, data_type, operation, sent), (Statistics::len(latents, full), 8, 0, received));
     }
-    assert_eq!(communicator.calls, 3);
+    assert_eq!(communicator.get().calls, 3);
     // No rows on this rank: the shift is still that of all.
     let mut none = Statistics::new(2, true);
     ranks.sum_statistics(&mut none, &[1.0, 2.0]).unwrap();
@@ -138,24 +140,24 @@ fn wrong_arguments_are_refused() {
     // SAFETY: NULL is allowed.
     let null = unsafe { Ranks::new(fake(), ptr::null_mut(), cuda()) };
     assert_eq!(null.err(), Some(Error::NullCommunicator));
-    let mut communicator = communicator();
-    let mut ranks = ranks(&mut communicator).unwrap();
+    let communicator = communicator();
+    let mut ranks = ranks(&communicator).unwrap();
     let mut statistics = Statistics::new(3, true);
     statistics.add_row(1.0, &[1.0, 2.0, 3.0]);
     let before = statistics.clone();
     assert_eq!(ranks.sum_statistics(&mut statistics, &[0.0; 2]), Err(Error::Shift { expected: 3, found: 2 }));
-    assert_eq!((statistics, communicator.calls), (before, 0));
+    assert_eq!((statistics, communicator.get().calls), (before, 0));
 }
 
 #[test]
 fn errors_of_the_library_come_back() {
     let invalid = |call| Error::Nccl { call, code: 5, reason: "invalid usage".into() };
-    let mut asked = Communicator { answers: 5, ..communicator() };
-    assert_eq!(ranks(&mut asked).err(), Some(invalid("ncclCommUserRank")));
-    let mut summed = communicator();
-    let mut ranks = ranks(&mut summed).unwrap();
+    let asked = Cell::new(Communicator { answers: 5, ..communicator().get() });
+    assert_eq!(ranks(&asked).err(), Some(invalid("ncclCommUserRank")));
+    let summed = communicator();
+    let mut ranks = ranks(&summed).unwrap();
     for (result, error) in [(5, invalid("ncclAllReduce")), (7, Error::InProgress { call: "ncclAllReduce" })] {
-        summed.result = result;
+        summed.set(Communicator { result, ..summed.get() });
         assert_eq!(ranks.sum_statistics(&mut Statistics::new(2, true), &[0.0; 2]), Err(error.clone()));
         let cuda = cuda();
         let mut gradients = cuda.alloc::<f32>(1).unwrap();
