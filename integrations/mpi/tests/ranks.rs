@@ -231,6 +231,9 @@ fn steps(ranks: usize) -> Result<(), Failed> {
     Ok(())
 }
 
+/// An error of the first, with the second as the truth.
+type Measure<'a> = &'a dyn Fn(&Found, &Found) -> f64;
+
 /// Errors of the losses, added up so that NaN is no good one.
 fn loss_error(found: &Found, truth: &Found) -> f64 {
     let all: f64 = truth.losses.iter().map(|loss| loss.abs()).sum();
@@ -241,14 +244,9 @@ fn loss_error(found: &Found, truth: &Found) -> f64 {
 }
 
 /// Gradients by their norm, each loss by its size, and the total by the size of what it sums.
-fn close(
-    context: &str,
-    found: &Found,
-    truth: &Found,
-    bar: impl Fn(&dyn Fn(&Found, &Found) -> f64) -> f64,
-) -> Result<(), Failed> {
+fn close(context: &str, found: &Found, truth: &Found, bar: impl Fn(Measure<'_>) -> f64) -> Result<(), Failed> {
     let split = SHAPE.latents * SHAPE.inputs;
-    let measures: [(&str, &dyn Fn(&Found, &Found) -> f64); 3] = [
+    let measures: [(&str, Measure<'_>); 3] = [
         ("losses", &loss_error),
         ("grad_weight", &|found, truth| relative(&found.gradients[..split], &truth.gradients[..split])),
         ("grad_bias", &|found, truth| relative(&found.gradients[split..], &truth.gradients[split..])),
