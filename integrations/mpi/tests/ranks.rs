@@ -205,6 +205,7 @@ fn steps(ranks: usize) -> Result<(), Failed> {
     for (rank, found) in all.iter().enumerate() {
         assert!(*found == all[0], "rank {rank} has other bits than rank 0");
     }
+    assert!(run_case::<(Vec<Found>, Vec<Found>)>("steps", ranks)? == all, "a second time gives other bits");
     let (float64, float32) = &all[0];
     let shards = shards(ranks);
     assert_eq!(float64.len(), problems().len() * shards.len());
