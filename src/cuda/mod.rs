@@ -25,6 +25,7 @@ mod pointwise;
 mod product;
 mod reduce;
 mod redundancy;
+pub(crate) mod schedule;
 mod statistics;
 
 #[cfg(feature = "capi")]
