@@ -177,7 +177,7 @@ fn schedules_give_the_same_bits() {
 fn a_step_mixes_schedules() {
     let device = Emulated::with_multiprocessors(plain(), 2, None);
     let device = Arc::new(Capturing::new(device));
-    let step = step_of::<f32>(Shape { rows: 600, inputs: 37, latents: 600 }, Form::Primal);
+    let step = step_of::<f32>(Shape { rows: 600, inputs: 37, latents: 512 }, Form::Primal);
     let mut training = Training::new(Cuda::<f32>::on_driver(device.clone()), step.config).unwrap();
     device.begin();
     training.enqueue().unwrap();

@@ -4,8 +4,7 @@
 use super::staged::Staged;
 use super::{Under, Where};
 use ptx_emulator::{
-    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule, Swizzle,
-    TensorElement,
+    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Swizzle, TensorElement,
 };
 use sae_kernels::cuda_driver::{
     Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Schedule, Storage, Tensor, TensorMap,
@@ -234,11 +233,11 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
 pub fn all_options() -> Vec<Options> {
     let mut all = vec![
         Options::default(),
-        Options { schedule: Schedule::LastIn, asynchronous: Asynchronous::AtOnce, ..Options::default() },
+        Options { schedule: ptx_emulator::Schedule::LastIn, asynchronous: Asynchronous::AtOnce, ..Options::default() },
     ];
     for (seed, rounding) in [Rounding::F32, Rounding::Exact, Rounding::Truncate].into_iter().enumerate() {
         all.push(Options {
-            schedule: Schedule::Random(seed as u64),
+            schedule: ptx_emulator::Schedule::Random(seed as u64),
             asynchronous: Asynchronous::Random,
             rounding,
             preemption: Some(50),
