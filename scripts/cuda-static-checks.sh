@@ -16,8 +16,16 @@ trap 'rm -rf "$out"' EXIT
 failed=0
 
 for source in kernels/*.cu; do
-    # Test kernels of the emulator.
-    [ "$source" = kernels/conformance.cu ] && continue
+    case $source in
+    kernels/conformance*)
+        # Test kernels of the emulator, which a GPU's driver compiles: that they can be.
+        architecture=sm_80
+        [ "$source" = kernels/conformance_sm90.cu ] && architecture=sm_90a
+        "$nvcc" -std=c++17 -cubin -arch=$architecture -o "$out/conformance.cubin" "$source" 2>&1 | tee "$out/warnings"
+        if grep -E 'C75(04|08|09|1[0-7])' "$out/warnings"; then failed=1; fi
+        continue
+        ;;
+    esac
     ptx=$out/$(basename "$source" .cu).ptx
     # One PTX for all, as build.rs does.
     "$nvcc" -std=c++17 -O3 -ptx -arch=compute_80 -o "$ptx" "$source"

@@ -81,6 +81,7 @@ pub mod cuda_driver {
         Argument, Driver, Launch, Mainloop, Place, PlainProduct, Storage, Tensor, TensorMap,
     };
     pub use crate::cuda::image::FAMILIES;
+    pub use crate::cuda::schedule::Schedule;
     /// Where the build left the kernels' PTX, if it did.
     pub const PTX_DIR: Option<&str> = option_env!("SAE_KERNELS_PTX_DIR");
 }

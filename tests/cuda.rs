@@ -10,7 +10,7 @@ use common::emulated::{Emulated, all_options, cuda, cuda_sm90};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
 use ptx_emulator::Options;
-use sae_kernels::cuda_driver::{PlainProduct, Storage};
+use sae_kernels::cuda_driver::{PlainProduct, Schedule, Storage};
 use sae_kernels::operations::Layout;
 use sae_kernels::{
     Activation, Backend, Cuda, CudaElement, DecoderFreeConfig, Element, Error, Form, Objective, Precision, Products,
@@ -60,8 +60,8 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
     };
     for options in all_options() {
         // Of 9.0 with warpgroups together and in turn.
-        let sm90 = |pingpong_stages| cuda_sm90::<E>(options.clone(), pingpong_stages);
-        for cuda in [cuda::<E>(options.clone()), sm90(0), sm90(u32::MAX)] {
+        let sm90 = Schedule::ALL.map(|schedule| cuda_sm90::<E>(options.clone(), schedule));
+        for cuda in [cuda::<E>(options.clone())].into_iter().chain(sm90) {
             let found = step.run(cuda.clone().with_precision(precision)).unwrap();
             assert_close(&format!("{cuda:?} {form:?} {precision:?} {options:?}"), bar, &found, &truth);
         }
@@ -90,19 +90,109 @@ fn step_bf16_in_storage_precision() {
     check::<sae_kernels::bf16>(Form::Dual, Precision::Storage);
 }
 
-/// One cluster goes through two or three squares of 256×256 of each product, symmetric ones among them, and from depth to depth of the ring.
+/// One cluster goes through several squares of each product, symmetric ones among them, and from depth to depth of the ring.
 #[test]
 fn a_step_of_several_squares() {
     for form in [Form::Primal, Form::Dual] {
         let step = step_of::<sae_kernels::bf16>(Shape { rows: 270, inputs: 70, latents: 290 }, form);
         let truth = step.run(Reference).unwrap();
-        for pingpong_stages in [0, u32::MAX] {
-            let cuda =
-                cuda_sm90::<sae_kernels::bf16>(Options::default(), pingpong_stages).with_precision(Precision::Storage);
+        for schedule in Schedule::ALL {
+            let cuda = cuda_sm90::<sae_kernels::bf16>(Options::default(), schedule).with_precision(Precision::Storage);
             let found = step.run(cuda).unwrap();
-            assert_close(&format!("{form:?}, in turn up to {pingpong_stages} stages"), 2e-2, &found, &truth);
+            assert_close(&format!("{form:?}, {schedule:?}"), 2e-2, &found, &truth);
         }
     }
+}
+
+/// Schedules and multiprocessors decide who computes which tiles, but every sum over the depth has one order. Sums over a tile's columns are
+/// cut at other rows.
+#[test]
+fn schedules_give_the_same_bits() {
+    fn check<E: CudaElement>(precision: Precision) {
+        let ways: Vec<Under<Staged<E>>> = Schedule::ALL
+            .into_iter()
+            .flat_map(|schedule| [2, 6].map(|multiprocessors| (schedule, multiprocessors)))
+            .map(|(schedule, multiprocessors)| {
+                let device = Emulated::with_multiprocessors(plain(), multiprocessors, Some(schedule));
+                let cuda = Cuda::<E>::on_driver(Arc::new(device)).with_precision(precision);
+                let name = format!("{} {precision:?}, {schedule:?} on {multiprocessors}", E::NAME);
+                Under::new(name, move || Staged(cuda.clone()))
+            })
+            .collect();
+        let same = |what: &str, of: &dyn Fn(&Under<Staged<E>>) -> Vec<f64>, truth: Option<Vec<f64>>| {
+            let first = of(&ways[0]);
+            if let Some(truth) = truth {
+                let error = relative(&first, &truth);
+                assert!(error <= 2e-2, "{}: {what} is off by {error:e}", ways[0].name);
+            }
+            for under in &ways[1..] {
+                assert_same_bits(&under.name, what, &of(under), &first);
+            }
+        };
+        let mut rng = rng(3);
+        // Five tiles each way, the last of them ragged: an odd number of columns of squares.
+        let (n, h) = (90, 530);
+        let (a, mean) = (rounded::<E>(&uniform(&mut rng, n * h, 1.0)), uniform(&mut rng, h, 0.3));
+        let comoments = |under: &Under<Staged<E>>| ops::comoments(under, Place::DENSE, (n, h), &a, &mean, None);
+        same("comoments", &comoments, Some(ops::comoments(&reference(), Place::DENSE, (n, h), &a, &mean, None)));
+
+        let (n, d, h) = (530, 70, 390);
+        let encode = ops::Encode {
+            n,
+            d,
+            h,
+            x: rounded::<E>(&uniform(&mut rng, n * d, 1.0)),
+            weight: rounded::<E>(&uniform(&mut rng, h * d, 0.3)),
+            bias: uniform(&mut rng, h, 0.2),
+            activation: Activation::Softplus,
+            shift: Some(uniform(&mut rng, h, 0.5)),
+            before: None,
+            wanted: [true; 3],
+        };
+        let truth = encode.run(&reference(), Place::DENSE);
+        let run = |under: &Under<Staged<E>>| encode.run(under, Place::DENSE);
+        same("activations", &|under| run(under).activations, Some(truth.activations));
+        same("row losses", &|under| run(under).row_loss, Some(truth.row_loss));
+        for under in &ways {
+            let error = relative(&run(under).sum, &truth.sum);
+            assert!(error <= 1e-2, "{}: column sums are off by {error:e}", under.name);
+        }
+        if E::NAME == "f32" {
+            return;
+        }
+        let [m, n, k] = [530, 390, 150];
+        let (left, right) = (uniform(&mut rng, m * k, 1.0), uniform(&mut rng, n * k, 1.0));
+        for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
+            let product =
+                |under: &Under<Staged<E>>| ops::product(under, Place::DENSE, layout, [m, n, k], &left, &right, None);
+            same(&format!("product {layout:?}"), &product, None);
+        }
+    }
+    check::<f32>(Precision::Full);
+    check::<sae_kernels::bf16>(Precision::Storage);
+}
+
+/// Where nothing else is said, each product has the schedule that its extents ask for.
+#[test]
+fn a_step_mixes_schedules() {
+    let device = Emulated::with_multiprocessors(plain(), 2, None);
+    let device = Arc::new(Capturing::new(device));
+    let step = step_of::<f32>(Shape { rows: 600, inputs: 37, latents: 512 }, Form::Primal);
+    let mut training = Training::new(Cuda::<f32>::on_driver(device.clone()), step.config).unwrap();
+    device.begin();
+    training.enqueue().unwrap();
+    let mut found = Vec::new();
+    for call in device.end() {
+        if let Enqueued::Launch(launch) = call
+            && launch.cluster == 2
+        {
+            // After two maps of 128 bytes, eight words and the number of squares.
+            found.push((launch.kernel, launch.argument.bytes()[256 + 32 + 4]));
+        }
+    }
+    // One stage for each of six pairs of planes; ten.
+    assert!(found.contains(&("encode_f32", 1)), "{found:?}");
+    assert!(found.contains(&("gram_primal", 0)), "{found:?}");
 }
 
 /// There is no such device anywhere, and mostly no driver either: an error that says so, not a panic.

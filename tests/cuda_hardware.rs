@@ -9,9 +9,9 @@ use common::anywhere::{Step, Training};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, ops, relative, rng, rounded, uniform};
 use libtest_mimic::{Arguments, Failed, Trial};
-use ptx_emulator::{Module, Options, conformance};
-use sae_kernels::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use sae_kernels::cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use ptx_emulator::{Options, conformance};
+use sae_kernels::cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
+use sae_kernels::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use sae_kernels::cudarc::nvrtc::Ptx;
 use sae_kernels::operations::Layout;
 use sae_kernels::{
@@ -57,33 +57,89 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// Every kernel of `kernels/conformance.cu` here and on the emulator. With `SAE_KERNELS_RECORD=FOLDER` the chip's output is written there,
-/// to be kept in `emulator/tests/golden/`.
-fn instructions() -> Result<(), Failed> {
-    let module = Module::parse(conformance::PTX)?;
-    let context = CudaContext::new(0)?;
-    let stream = context.new_stream()?;
-    let loaded = context.load_module(Ptx::from_src(conformance::PTX))?;
-    let input = stream.clone_htod(&conformance::input())?;
-    let (mut recorded, mut differences) = (String::new(), Vec::new());
-    for kernel in module.kernels() {
-        let function = loaded.load_function(kernel)?;
-        let mut output = stream.clone_htod(&[conformance::UNWRITTEN; conformance::WORDS])?;
-        let geometry = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the kernels take pointers to this many words of input and output.
-        unsafe { stream.launch_builder(&function).arg(&input).arg(&mut output).launch(geometry) }?;
-        let chip = stream.clone_dtoh(&output)?;
-        recorded += &conformance::to_line(kernel, &chip);
-        recorded.push('\n');
-        differences.extend(
-            conformance::compare(kernel, &chip, &conformance::emulated(&module, kernel, Options::default())?).err(),
-        );
+/// A tensor map as a kernel's argument.
+#[repr(C, align(64))]
+struct Map(sys::CUtensorMap);
+// SAFETY: kernels take the 128 bytes by value.
+unsafe impl DeviceRepr for Map {}
+
+/// The map of a suite's input, which lies at this address.
+fn map_of(tensor: &conformance::Tensor, address: u64) -> Result<Map, Failed> {
+    let mut map = Map(sys::CUtensorMap { opaque: [0; 16] });
+    // SAFETY: the arrays are as long as the rank says; the address is not followed.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map.0,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            3,
+            address as *mut _,
+            tensor.extents.as_ptr(),
+            tensor.strides.as_ptr(),
+            tensor.shape.as_ptr(),
+            [1, 1, 1].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
     }
-    if let Some(folder) = std::env::var_os("SAE_KERNELS_RECORD") {
-        let name = context.name()?.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-        let path = std::path::Path::new(&folder).join(format!("{name}.txt"));
-        std::fs::write(&path, recorded)?;
-        println!("recorded {}", path.display());
+    .result()?;
+    Ok(map)
+}
+
+/// Every kernel of `kernels/conformance.cu`, and of `conformance_sm90.cu` on its chip, here and on the emulator. With
+/// `SAE_KERNELS_RECORD=FOLDER` the chip's output is written there, to be kept in `emulator/tests/golden/`.
+fn instructions() -> Result<(), Failed> {
+    let context = CudaContext::new(0)?;
+    let (stream, capability) = (context.new_stream()?, context.compute_capability()?);
+    let mut differences = Vec::new();
+    for suite in conformance::SUITES {
+        if suite.target == "sm_90a" && capability != (9, 0) {
+            println!("not of compute capability 9.0: without the kernels of {}", suite.target);
+            continue;
+        }
+        let module = suite.module()?;
+        let loaded = context.load_module(Ptx::from_src(suite.ptx))?;
+        let input = stream.clone_htod(&suite.input())?;
+        let map = match &suite.tensor {
+            Some(tensor) => Some(map_of(tensor, input.device_ptr(&stream).0)?),
+            None => None,
+        };
+        let run = |kernel: &str| -> Result<Vec<u32>, Failed> {
+            let function = loaded.load_function(kernel)?;
+            let mut output = stream.clone_htod(&vec![conformance::UNWRITTEN; suite.words])?;
+            let mut launch = stream.launch_builder(&function);
+            if let Some(map) = &map {
+                launch.arg(map);
+            }
+            launch.arg(&input).arg(&mut output);
+            let (grid_dim, block_dim) = ((suite.blocks, 1, 1), (suite.threads, 1, 1));
+            // SAFETY: the kernels take the suite's map, if it has one, and pointers to its input and its words of output.
+            unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }?;
+            Ok(stream.clone_dtoh(&output)?)
+        };
+        let mut recorded = String::new();
+        for kernel in module.kernels() {
+            match run(kernel) {
+                Ok(chip) => {
+                    recorded += &conformance::to_line(kernel, &chip);
+                    recorded.push('\n');
+                    let here = suite.emulated(&module, kernel, Options::default())?;
+                    differences.extend(conformance::compare(kernel, &chip, &here).err());
+                }
+                // After most errors of a kernel the context takes no other; what the others made is kept.
+                Err(error) => {
+                    differences.push(format!("{kernel}: {}", error.message().unwrap_or_default()));
+                    break;
+                }
+            }
+        }
+        if let Some(folder) = std::env::var_os("SAE_KERNELS_RECORD") {
+            let chip = context.name()?.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            let path = std::path::Path::new(&folder).join(format!("{chip}.{}.txt", suite.target));
+            std::fs::write(&path, recorded)?;
+            println!("recorded {}", path.display());
+        }
     }
     if differences.is_empty() { Ok(()) } else { Err(differences.join("\n").into()) }
 }

@@ -16,7 +16,7 @@ use common::ops::{
 use common::staged::Staged;
 use common::{Place, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Tensor, TensorMap};
+use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Schedule, Tensor, TensorMap};
 use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
 use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, Statistics, bf16, f16};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -761,12 +761,12 @@ const SUMMED_BY_ONE_THREAD: &[&str] = &["decode_bf16", "gram_nt", "gram_tn"];
 fn check_sm90(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
     // Of more than one square, so that the ring of stages goes on from one to the next.
-    let mut launches = record(family, kernels, |options| Emulated::sm90(options, 0), 268);
-    for (kernel, in_turn) in record(family, kernels, |options| Emulated::sm90(options, u32::MAX), 268) {
+    let mut launches = record(family, kernels, |options| Emulated::sm90(options, Schedule::Together), 268);
+    for (kernel, in_turn) in record(family, kernels, |options| Emulated::sm90(options, Schedule::InTurn), 268) {
         launches.entry(kernel).or_default().extend(in_turn);
     }
     launches.values_mut().for_each(|launches| launches.sort_by_key(|recorded| recorded.instructions));
-    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0, pingpong_stages: 0 });
+    let ptx = emulated::ptx(family, Mainloop::Sm90 { multiprocessors: 0, schedule: None });
     let (mut table, mut unnoticed, mut listed) = (BTreeMap::<Found, usize>::new(), Vec::new(), Vec::new());
     // Kernels of several types differ in nothing that synchronises.
     for kernel in kernels.iter().filter(|kernel| !kernel.ends_with("_f32") && !kernel.ends_with("_f16")) {

@@ -2,30 +2,39 @@
 
 mod common;
 use common::*;
-use ptx_emulator::conformance::{PTX as CONFORMANCE, compare, emulated, from_line, input};
+use ptx_emulator::conformance::{FIRST_PLACE, SM80, SM90A, SUITES, compare, from_line};
 use ptx_emulator::{Module, Options};
 
-fn run(module: &Module, kernel: &str, options: Options) -> Vec<u32> {
-    emulated(module, kernel, options).unwrap_or_else(|e| panic!("{e}"))
+const CONFORMANCE: &str = SM80.ptx;
+
+fn input() -> Vec<u32> {
+    SM80.input()
 }
 
-/// Outputs of chips, recorded by `tests/cuda_hardware.rs` of the library.
+fn run(module: &Module, kernel: &str, options: Options) -> Vec<u32> {
+    SM80.emulated(module, kernel, options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Outputs of chips, recorded by `tests/cuda_hardware.rs` of the library in CHIP.TARGET.txt.
 #[test]
 fn agrees_with_recorded_chips() {
-    let module = module(CONFORMANCE);
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     let Ok(files) = std::fs::read_dir(folder) else {
         println!("no chip has been recorded yet");
         return;
     };
     for path in files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "txt")) {
+        let target = path.file_stem().unwrap().to_str().and_then(|stem| stem.rsplit('.').next());
+        let suite = SUITES.into_iter().find(|suite| Some(suite.target) == target);
+        let suite = suite.unwrap_or_else(|| panic!("{} names no target", path.display()));
+        let module = suite.module().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let mut recorded = Vec::new();
         for line in text.lines() {
-            let (kernel, chip) = from_line(line).unwrap_or_else(|| panic!("{}: {line}", path.display()));
+            let (kernel, chip) = from_line(line, suite.words).unwrap_or_else(|| panic!("{}: {line}", path.display()));
             assert!(module.kernels().contains(&kernel), "{}: there is no {kernel}", path.display());
-            compare(kernel, &chip, &run(&module, kernel, Options::default()))
-                .unwrap_or_else(|difference| panic!("{}: {difference}", path.display()));
+            let here = suite.emulated(&module, kernel, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+            compare(kernel, &chip, &here).unwrap_or_else(|difference| panic!("{}: {difference}", path.display()));
             recorded.push(kernel);
         }
         recorded.sort_unstable();
@@ -35,13 +44,16 @@ fn agrees_with_recorded_chips() {
 
 #[test]
 fn no_kernel_depends_on_the_schedule() {
-    let module = module(CONFORMANCE);
-    assert!(module.kernels().len() >= 19);
-    for kernel in module.kernels() {
-        let want = run(&module, kernel, Options::default());
-        assert!(want.iter().any(|&w| w != u32::MAX), "{kernel} writes nothing");
-        for options in all_options() {
-            assert_eq!(run(&module, kernel, options), want, "{kernel}");
+    for (suite, least) in SUITES.into_iter().zip([19, 25]) {
+        let module = suite.module().unwrap();
+        assert!(module.kernels().len() >= least);
+        for kernel in module.kernels() {
+            let run = |options| suite.emulated(&module, kernel, options).unwrap_or_else(|e| panic!("{e}"));
+            let want = run(Options::default());
+            assert!(want.iter().any(|&w| w != u32::MAX), "{kernel} writes nothing");
+            for options in all_options() {
+                assert_eq!(run(options), want, "{kernel}");
+            }
         }
     }
 }
@@ -281,5 +293,140 @@ fn extremes() {
             }
             assert_eq!([o[6], o[7]], [u32::from(x < y), u32::from(x > y || nan)]);
         }
+    }
+}
+
+// From here on: compute capability 9.0.
+
+fn run_sm90(kernel: &str) -> Vec<u32> {
+    let module = SM90A.module().unwrap();
+    SM90A.emulated(&module, kernel, Options::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Element `at` of words that hold two each.
+fn element(words: &[u32], at: usize) -> u16 {
+    (words[at / 2] >> (16 * (at % 2))) as u16
+}
+
+/// An element of the tensor, 0 outside.
+fn in_tensor(plane: usize, line: usize, column: usize) -> u16 {
+    if line < 80 && column < 72 { element(&SM90A.input(), (plane * 80 + line) * 80 + column) } else { 0 }
+}
+
+/// Chunks of 16 bytes are exchanged within lines of 128 bytes by the number of the line, from 0 to 7.
+fn swizzled(offset: usize) -> usize {
+    offset ^ (offset / 128 % 8 * 16)
+}
+
+#[test]
+fn clusters_and_mbarriers() {
+    let x = SM90A.input();
+    let out = run_sm90("c_cluster");
+    assert_eq!((&out[..384], &out[384..768]), (&x[384..768], &x[..384]));
+    let out = run_sm90("c_mbarrier");
+    for phase in 0..4 {
+        let sum = (0..3).fold(0u32, |sum, i| sum.wrapping_add(x[phase * 3 + i].wrapping_mul(2 * i as u32 + 1)));
+        assert_eq!(out[phase * 384..][..384], [sum; 384], "phase {phase}");
+    }
+    assert_eq!(out[4 * 384..][..384], [1; 384], "a new barrier's odd phase is over");
+    assert_eq!(run_sm90("c_mbarrier_cluster")[..768], [1; 768]);
+    assert_eq!(run_sm90("c_elect")[..24], [1; 24]);
+    let out = run_sm90("c_registers");
+    for t in 0..768 {
+        let sum = (0..100).rev().fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(x[t % 384 + i]));
+        assert_eq!(out[t], if t % 384 < 256 { sum } else { x[t % 384] }, "thread {t}");
+    }
+}
+
+#[test]
+fn boxes_arrive_swizzled_and_with_zeros() {
+    for (kernel, x, y) in [("c_bulk_load", 0, 0), ("c_bulk_load_edge", 48, 40)] {
+        let out = run_sm90(kernel);
+        for (line, column) in (0..64 * 64).map(|at| (at / 64, at % 64)) {
+            let found = element(&out, swizzled(line * 128 + column * 2) / 2);
+            assert_eq!(found, in_tensor(1, y + line, x + column), "{kernel}: line {line}, column {column}");
+        }
+    }
+    let out = run_sm90("c_bulk_load_multicast");
+    for block in 0..2 {
+        for (from, line, column) in (0..2 * 32 * 64).map(|at| (at / 2048, at / 64 % 32, at % 64)) {
+            let found = element(&out[block * 2048 + from * 1024..], swizzled(line * 128 + column * 2) / 2);
+            let wanted = in_tensor(1, 4 * from + line, 8 * from + column);
+            assert_eq!(found, wanted, "block {block}, from block {from}: line {line}, column {column}");
+        }
+    }
+}
+
+/// Where wgmma's descriptors say that an element is, in bytes from where they start: the canonical layouts, written out here a second time.
+#[test]
+fn operands_are_where_descriptors_say() {
+    let offset = |across: bool, [leading, stride]: [usize; 2], line: usize, depth: usize| {
+        if across {
+            line / 64 * leading + line % 64 * 2 + depth / 8 * stride + depth % 8 * 128
+        } else {
+            line / 8 * stride + line % 8 * 128 + depth * 2
+        }
+    };
+    // The next 16 of the depth.
+    let step_bytes = |across: bool| if across { 2048 } else { 32 };
+    for (kernel, across, first, stride) in [
+        ("c_left_depth", false, FIRST_PLACE, 1024),
+        ("c_left_depth_stride", false, FIRST_PLACE, 3072),
+        ("c_left_across", true, FIRST_PLACE, 1024),
+        ("c_left_across_stride", true, FIRST_PLACE, 3072),
+        ("c_left_across_f16", true, 0x0400, 1024),
+    ] {
+        let out = run_sm90(kernel);
+        for at in 0..4 * 64 * 16 {
+            let (step, row, depth) = (at / 1024, at / 16 % 64, at % 16);
+            let byte = swizzled(step * step_bytes(across) + offset(across, [8192, stride], row, depth));
+            assert_eq!(element(&out, at), first + (byte / 2) as u16, "{kernel}: step {step}, row {row}, depth {depth}");
+        }
+    }
+    for (kernel, columns, across, first, strides) in [
+        ("c_right_depth_128", 128, false, FIRST_PLACE, [16, 1024]),
+        ("c_right_depth_256", 256, false, FIRST_PLACE, [16, 1024]),
+        ("c_right_depth_stride", 128, false, FIRST_PLACE, [16, 2048]),
+        ("c_right_across_128", 128, true, FIRST_PLACE, [8192, 1024]),
+        ("c_right_across_256", 256, true, FIRST_PLACE, [8192, 1024]),
+        ("c_right_across_leading", 128, true, FIRST_PLACE, [24 << 10, 1024]),
+        ("c_right_across_stride", 128, true, FIRST_PLACE, [16 << 10, 3072]),
+        ("c_right_across_f16", 128, true, 0x0400, [8192, 1024]),
+    ] {
+        let out = run_sm90(kernel);
+        for at in 0..8192 {
+            let (step, depth, column) = (at / (16 * columns), at / columns % 16, at % columns);
+            let byte = swizzled(step * step_bytes(across) + offset(across, strides, column, depth));
+            let wanted = first + (byte / 2) as u16;
+            assert_eq!(element(&out, at), wanted, "{kernel}: step {step}, depth {depth}, column {column}");
+        }
+    }
+}
+
+#[test]
+fn a_stage_of_the_mainloop_is_multiplied() {
+    let number = |line, column| half::bf16::from_bits(in_tensor(0, line, column)).to_f32() as i32;
+    let plane: Vec<i32> = (0..128 * 136).map(|at| number(at / 136, at % 136)).collect();
+    for (kernel, left_across, right_across) in [
+        ("c_product_depth_depth", false, false),
+        ("c_product_depth_across", false, true),
+        ("c_product_across_depth", true, false),
+        ("c_product_across_across", true, true),
+    ] {
+        // Lines and columns of the tensor from 16 on are the depth.
+        let at = |across: bool, line: usize, depth: usize| {
+            let (line, column) = if across { (16 + depth, line) } else { (line, 16 + depth) };
+            if line < 80 && column < 72 { plane[line * 136 + column] } else { 0 }
+        };
+        let out = run_sm90(kernel);
+        for (row, word) in (0..128 * 32).map(|at| (at / 32, at % 32)) {
+            let column = word / 4 * 16 + word % 4 * 2;
+            let sum = |column: usize| -> i32 {
+                (0..64).map(|depth| at(left_across, 7 + row, depth) * at(right_across, column, depth)).sum()
+            };
+            let wanted = (sum(column) & 0xFFFF) as u32 | (sum(column + 1) as u32) << 16;
+            assert_eq!(out[row * 32 + word], wanted, "{kernel}: row {row}, column {column}");
+        }
+        assert!(out.iter().filter(|word| **word != 0).count() > 1000, "{kernel} is mostly zeros");
     }
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles tests/kernels/*.cu and ../kernels/conformance.cu to tests/ptx/*.ptx; with --check only compares.
+# Compiles tests/kernels/*.cu and ../kernels/conformance*.cu to tests/ptx/*.ptx; with --check only compares.
 # Needs nvcc 13.0: NVCC, or CUDA_HOME, or one on PATH. For example:
 #   python3 -m venv V && V/bin/pip install "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"
 #   CUDA_HOME=V/lib/python3.11/site-packages/nvidia/cu13 tests/regenerate-ptx.sh
@@ -13,11 +13,11 @@ if [ "${1:-}" = --check ]; then
   trap 'rm -rf "$out"' EXIT
 fi
 mkdir -p "$out"
-for source in kernels/*.cu ../../kernels/conformance.cu; do
+for source in kernels/*.cu ../../kernels/conformance*.cu; do
   [ -e "$source" ] || continue
   name=$(basename "$source" .cu)
   case $name in
-  hopper*) arch=compute_90a ;;
+  hopper* | *_sm90) arch=compute_90a ;;
   *) arch=compute_80 ;;
   esac
   # The paths of headers would differ between machines: file names only.

@@ -1,5 +1,6 @@
 //! What the host code asks of a device. Hardware answers through cudarc; tests answer with an emulator.
 
+use super::schedule::Schedule;
 use crate::error::Result;
 use crate::operations::Layout;
 use bytemuck::Pod;
@@ -59,9 +60,8 @@ pub enum Mainloop {
     Sm90 {
         /// Of the device; not less than 2.
         multiprocessors: u32,
-        /// A product of at most so many stages (each of depth 64, for each pair of planes) is computed by warpgroups in turn, of which
-        /// one runs the epilogue while the other multiplies; a longer one by both together.
-        pingpong_stages: u32,
+        /// How all products are computed; none picks for each what should take the fewest clocks.
+        schedule: Option<Schedule>,
     },
 }
 

@@ -2,6 +2,7 @@
 
 use super::driver::{Argument, Launch, Mainloop, Tensor, TensorMap};
 use super::memory::{CudaMemory, Layout, View};
+use super::schedule::{CLUSTER, Schedule};
 use super::{Core, CudaElement, Precision};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -23,11 +24,6 @@ pub(super) fn shared_bytes(mainloop: Mainloop) -> u32 {
         Mainloop::Sm90 { .. } => (144 << 10) + TILE_BYTES + 12 * 8,
     }
 }
-/// Rows and columns that a cluster of the second mainloop computes, and its blocks.
-const SQUARE: usize = 2 * TILE;
-const CLUSTER: u32 = 2;
-/// Depth of its stages.
-const STAGE_DEPTH: usize = 64;
 /// Rows that a product over rows sums at a time, by the planes of its operands: it bounds the scratch and the length of `f32` sums. Tensor
 /// cores may cut a sum instead of rounding it, once for 16 rows: within a thousand rows that costs no more than a hundred units in the last
 /// place, which rounding to one plane hides four times over.
@@ -157,11 +153,7 @@ impl Extents {
     }
     /// Tiles of the product.
     pub(super) fn tiles(&self) -> usize {
-        self.blocks_of(TILE)
-    }
-    /// Blocks of so many rows and columns that hold the product.
-    fn blocks_of(&self, side: usize) -> usize {
-        let (rows, cols) = (self.rows.div_ceil(side), self.cols.div_ceil(side));
+        let (rows, cols) = (self.rows.div_ceil(TILE), self.cols.div_ceil(TILE));
         match self.region {
             Region::Full => rows * cols,
             Region::Upper | Region::AboveDiagonal => rows * (rows + 1) / 2,
@@ -302,18 +294,19 @@ impl Core {
                 let operands = Argument::new(&left.argument).then(&right.argument);
                 (blocks(extents.tiles())?, 1, THREADS, operands.then(&gemm).then(epilogue))
             }
-            Mainloop::Sm90 { multiprocessors, pingpong_stages } => {
+            Mainloop::Sm90 { multiprocessors, schedule } => {
                 // Nothing is copied of operands that have no elements.
                 let is_empty = extents.rows == 0 || extents.cols == 0 || extents.depth == 0;
                 let map = |planes: Planes| -> Result<TensorMap> {
                     if is_empty { Ok([0; 16]) } else { self.driver.tensor_map(&planes.tensor()) }
                 };
                 let operands = Argument::new(&map(left)?).then(&map(right)?);
-                let squares = blocks(extents.blocks_of(SQUARE))?;
-                let stages = extents.depth.div_ceil(STAGE_DEPTH) * segments as usize;
-                let in_turn = u32::from(stages <= pingpong_stages as usize);
+                let schedule = schedule.unwrap_or_else(|| Schedule::of(&extents, segments, multiprocessors));
+                let squares = blocks(schedule.squares(&extents))?;
+                let in_turn = u32::from(schedule == Schedule::InTurn);
                 let argument = operands.then(&gemm).then(&[squares, in_turn]).aligned(64).then(epilogue).aligned(64);
-                (CLUSTER * squares.min(multiprocessors / CLUSTER), CLUSTER, THREADS + 128, argument)
+                let cluster = CLUSTER as u32;
+                (cluster * squares.min(multiprocessors / cluster), cluster, THREADS + 128, argument)
             }
         };
         let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));

@@ -10,10 +10,6 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
-/// A depth of 2048: from there on the epilogue is less than a quarter of a tile's time, and the L2 is asked for less by warpgroups that
-/// multiply together. Not yet measured.
-const PINGPONG_STAGES: u32 = 32;
-
 /// A stream and the kernels loaded into its context.
 pub(super) struct Hardware {
     stream: Arc<CudaStream>,
@@ -115,7 +111,7 @@ impl Hardware {
         let mainloop = if capability == (9, 0) && !portable && image::has_sm90() {
             let multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
             let multiprocessors = context.attribute(multiprocessors).map_err(failed("counting multiprocessors"))?;
-            Mainloop::Sm90 { multiprocessors: multiprocessors.max(2) as u32, pingpong_stages: PINGPONG_STAGES }
+            Mainloop::Sm90 { multiprocessors: multiprocessors.max(2) as u32, schedule: None }
         } else {
             Mainloop::Sm80
         };

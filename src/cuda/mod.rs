@@ -26,6 +26,7 @@ mod pointwise;
 mod product;
 mod reduce;
 mod redundancy;
+pub(crate) mod schedule;
 mod statistics;
 
 #[cfg(feature = "capi")]

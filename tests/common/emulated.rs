@@ -4,10 +4,11 @@
 use super::staged::Staged;
 use super::{Under, Where};
 use ptx_emulator::{
-    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Schedule, Swizzle,
-    TensorElement,
+    Argument, Asynchronous, Device, Fault, Grid, LaunchStats, Module, Options, Rounding, Swizzle, TensorElement,
 };
-use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Storage, Tensor, TensorMap};
+use sae_kernels::cuda_driver::{
+    Driver, FAMILIES, Launch, Mainloop, PTX_DIR, PlainProduct, Schedule, Storage, Tensor, TensorMap,
+};
 use sae_kernels::operations::Layout;
 use sae_kernels::{Cuda, CudaElement, Element, bf16, f16};
 use std::collections::HashMap;
@@ -63,15 +64,15 @@ impl Emulated {
         Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80 }
     }
 
-    /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of 256×256. Products of at most
-    /// `pingpong_stages` stages are computed by warpgroups in turn.
-    pub fn sm90(options: Options, pingpong_stages: u32) -> Self {
+    /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of a product.
+    pub fn sm90(options: Options, schedule: Schedule) -> Self {
+        Self::with_multiprocessors(options, 2, Some(schedule))
+    }
+
+    /// Of compute capability 9.0.
+    pub fn with_multiprocessors(options: Options, multiprocessors: u32, schedule: Option<Schedule>) -> Self {
         let device = Device::new(Options { shared_limit: 227 << 10, ..options });
-        Self {
-            device: Mutex::new(device),
-            library: None,
-            mainloop: Mainloop::Sm90 { multiprocessors: 2, pingpong_stages },
-        }
+        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm90 { multiprocessors, schedule } }
     }
 
     /// With a library that computes those plain products that it `takes`.
@@ -205,8 +206,8 @@ impl Driver for Emulated {
 }
 
 /// The CUDA backend on an emulated GPU of compute capability 9.0.
-pub fn cuda_sm90<E: CudaElement>(options: Options, pingpong_stages: u32) -> Cuda<E> {
-    Cuda::on_driver(Arc::new(Emulated::sm90(options, pingpong_stages)))
+pub fn cuda_sm90<E: CudaElement>(options: Options, schedule: Schedule) -> Cuda<E> {
+    Cuda::on_driver(Arc::new(Emulated::sm90(options, schedule)))
 }
 
 /// The CUDA backend on an emulated GPU.
@@ -221,8 +222,9 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
         return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
     let under = Under::new(format!("{} on an emulated GPU", E::NAME), || Staged(cuda(Options::default())));
-    // Some products are computed one way, some the other: f32 has six pairs of planes.
-    let sm90 = || Staged(cuda_sm90(Options::default(), 3));
+    // Kernels of all types are made of the same source.
+    let schedule = if E::NAME == "bf16" { Schedule::InTurn } else { Schedule::Together };
+    let sm90 = move || Staged(cuda_sm90(Options::default(), schedule));
     let sm90 = Under::new(format!("{} on an emulated GPU of 9.0", E::NAME), sm90);
     vec![under.on(Where::EmulatedGpu), sm90.on(Where::EmulatedGpu)]
 }
@@ -231,11 +233,11 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
 pub fn all_options() -> Vec<Options> {
     let mut all = vec![
         Options::default(),
-        Options { schedule: Schedule::LastIn, asynchronous: Asynchronous::AtOnce, ..Options::default() },
+        Options { schedule: ptx_emulator::Schedule::LastIn, asynchronous: Asynchronous::AtOnce, ..Options::default() },
     ];
     for (seed, rounding) in [Rounding::F32, Rounding::Exact, Rounding::Truncate].into_iter().enumerate() {
         all.push(Options {
-            schedule: Schedule::Random(seed as u64),
+            schedule: ptx_emulator::Schedule::Random(seed as u64),
             asynchronous: Asynchronous::Random,
             rounding,
             preemption: Some(50),
