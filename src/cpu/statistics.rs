@@ -85,10 +85,11 @@ fn slot_rows(isa: Isa, h: usize) -> (usize, usize) {
     (Cut::most_row_groups(isa, h), Cut::cols(isa, h).groups())
 }
 
-/// For batches of up to `n` rows.
-pub(super) fn finish_workspace_len(core: &Core, n: usize, h: usize) -> usize {
+/// With a primal correlation from the activations of up to so many rows, or without one.
+pub(super) fn finish_workspace_len(core: &Core, primal: Option<usize>, h: usize) -> usize {
+    let vectors = 2 * h + 3 * f32_len(h);
     let (row_groups, col_groups) = slot_rows(core.isa, h);
-    2 * h + 3 * f32_len(h) + 2 * (row_groups + col_groups) * h + comoments_workspace_len(core, n, h)
+    vectors + primal.map_or(0, |n| 2 * (row_groups + col_groups) * h + comoments_workspace_len(core, n, h))
 }
 
 /// 1/s of a variance v; 0 for a dead column.
@@ -102,7 +103,7 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
         Some(PrimalCorrelation { covariance: Covariance::Activations(activations), .. }) => activations.rows(),
         _ => 0,
     };
-    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, rows, h))?;
+    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, args.primal.as_ref().map(|_| rows), h))?;
     let (n, objective) = (args.count as f64, args.objective);
     let (variance, residue) = (scratch.f64(h), scratch.f64(h));
     let (mean, inverse_deviation, rounded_residue) = (scratch.f32(h), scratch.f32(h), scratch.f32(h));

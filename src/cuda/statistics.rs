@@ -138,9 +138,14 @@ pub(super) struct FinishPlan {
     planes: u64,
 }
 
-/// `n`: rows of the batch, if their activations are given.
-pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: usize, h: usize) -> Result<FinishPlan> {
-    let tiles = h.div_ceil(TILE);
+/// With a primal correlation from the activations of so many rows, none if comoments are given; or without one.
+pub(super) fn finish_plan<E: CudaElement>(
+    core: &Core,
+    layout: &mut Layout,
+    primal: Option<usize>,
+    h: usize,
+) -> Result<FinishPlan> {
+    let tiles = primal.map_or(0, |_| h.div_ceil(TILE));
     Ok(FinishPlan {
         variance: layout.take::<f64>(h, 1)?,
         inverse_deviation: layout.take::<f64>(h, 1)?,
@@ -153,7 +158,7 @@ pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: u
             offset_rows: layout.take::<f64>(tiles, h)?,
             offset_cols: layout.take::<f64>(tiles, h)?,
         },
-        planes: comoments_plan::<E>(core, layout, n, h)?,
+        planes: comoments_plan::<E>(core, layout, primal.unwrap_or(0), h)?,
     })
 }
 
@@ -164,7 +169,8 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         _ => None,
     };
     let rows = activations.map_or(0, |activations| activations.rows());
-    let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, rows, h))?;
+    let primal_rows = args.primal.as_ref().map(|_| rows);
+    let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, primal_rows, h))?;
     let (count, objective, shift) = (args.count as f64, args.objective, args.shift.address());
     let (var_loss, tc_loss) = (args.losses.address(), args.losses.address() + 8);
     let coupling = args.primal.as_ref().map_or(View::NONE, |primal| View::of(&primal.coupling));

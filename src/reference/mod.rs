@@ -38,7 +38,7 @@ impl Backend for Reference {
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         Host::copy(source, target)
     }
-    fn workspace_len(&self, _: Shape) -> Result<usize> {
+    fn workspace_len_of(&self, _: Operation, _: Shape) -> Result<usize> {
         Ok(0)
     }
 

@@ -120,8 +120,8 @@ impl<E: CudaElement> Backend for Staged<E> {
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         sae_kernels::Reference.upload(source, target)
     }
-    fn workspace_len(&self, shape: Shape) -> Result<usize> {
-        self.0.workspace_len(shape)
+    fn workspace_len_of(&self, operation: Operation, shape: Shape) -> Result<usize> {
+        self.0.workspace_len_of(operation, shape)
     }
 
     fn encode(&self, mut args: Encode<'_, Self>) -> Result<()> {
