@@ -44,8 +44,6 @@ pub trait Backend: Send + Sync {
     type Element: Element;
     /// Type of biases, gradients, row losses and statistics: `f32`, or `f64` for the reference.
     type Real: Element;
-    /// Storage type of the H×H or N×N matrix of the correlation term, an operand of a product in the backward pass.
-    type Coupling: Element;
 
     /// A zeroed buffer whose memory is already mapped.
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<Self, T>>;

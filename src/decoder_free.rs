@@ -111,7 +111,7 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 /// use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
-/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
+/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or H² for a batch of several
 /// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace. [`DecoderFreeConfig::memory`] tells the
 /// bytes before, [`memory`](Self::memory) afterwards.
 pub struct DecoderFree<B: Backend> {
@@ -126,9 +126,9 @@ pub struct DecoderFree<B: Backend> {
     variance: Buffer<B, B::Real>,
     scale: Buffer<B, B::Real>,
     offset: Buffer<B, B::Real>,
-    comoments: Buffer<B, B::Real>,
-    coupling: Buffer<B, B::Coupling>,
-    weight_gram: Buffer<B, B::Coupling>,
+    /// M, over several blocks the comoments until all are summed; or K.
+    coupling: Buffer<B, B::Real>,
+    weight_gram: Buffer<B, B::Real>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
     /// Gradients of weight and bias in training; made when first needed.
@@ -188,7 +188,6 @@ impl<B: Backend> DecoderFree<B> {
             variance: backend.alloc(latents)?,
             scale: backend.alloc(latents)?,
             offset: backend.alloc(latents)?,
-            comoments: backend.alloc(lens.comoments)?,
             coupling: backend.alloc(lens.coupling)?,
             weight_gram: backend.alloc(lens.weight_gram)?,
             terms: backend.alloc(3)?,
@@ -222,8 +221,8 @@ impl<B: Backend> DecoderFree<B> {
         let gradients = self.gradients.as_ref().map(|gradients| [&gradients.weight, &gradients.bias]);
         PlanMemory {
             block: bytes::<B, B::Element>(&self.activations) + bytes::<B, B::Element>(&self.dz),
-            correlation: bytes::<B, B::Real>(&self.comoments) + bytes::<B, B::Coupling>(&self.coupling),
-            redundancy: bytes::<B, B::Coupling>(&self.weight_gram),
+            correlation: bytes::<B, B::Real>(&self.coupling),
+            redundancy: bytes::<B, B::Real>(&self.weight_gram),
             vectors: reals.into_iter().map(bytes::<B, B::Real>).sum::<usize>()
                 + sums.into_iter().map(bytes::<B, f64>).sum::<usize>(),
             gradients: gradients.into_iter().flatten().map(bytes::<B, B::Real>).sum(),
@@ -415,7 +414,7 @@ impl<B: Backend> DecoderFree<B> {
         self.backend.download(B::Memory::slice(&self.moments.sum_squares), &mut sum_squares)?;
         self.backend.download(B::Memory::slice(&self.moments.shift), &mut shift)?;
         if correlation == Correlation::Comoments {
-            self.backend.download(B::Memory::slice(&self.comoments), &mut comoments)?;
+            self.backend.download(B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h), &mut comoments)?;
         }
         let shift = shift.iter().map(|c| c.to_f64()).collect();
         statistics.add_block(x.rows() as u64, row_loss_sum[0], shift, &sum, |i, j| {
@@ -470,7 +469,8 @@ impl<B: Backend> DecoderFree<B> {
         if correlation == Correlation::Comoments {
             let comoments: Vec<B::Real> =
                 (0..h * h).map(|at| B::Real::from_f64(statistics.comoment(at / h, at % h))).collect();
-            self.backend.upload(&comoments, B::Memory::slice_mut(&mut self.comoments))?;
+            let target = B::Memory::part_mut(B::Memory::slice_mut(&mut self.coupling), 0..h * h);
+            self.backend.upload(&comoments, target)?;
         }
         Ok(())
     }
@@ -555,7 +555,6 @@ impl<B: Backend> DecoderFree<B> {
         let shape = self.config.shape;
         let len = memory::square(shape.latents)?;
         let workspace = self.backend.workspace_len_for(&primal_operations(shape, self.block_rows))?;
-        lengthen(&self.backend, &mut self.comoments, len)?;
         lengthen(&self.backend, &mut self.coupling, len)?;
         lengthen(&self.backend, &mut self.workspace, workspace)?;
         Ok(Correlation::Comoments)
@@ -609,7 +608,7 @@ impl<B: Backend> DecoderFree<B> {
                     activations: a.as_ref(),
                     shift: B::Memory::slice(&moments.shift),
                     accumulate: !first,
-                    comoments: square::<B, _>(&mut self.comoments, h)?,
+                    comoments: square::<B, _>(&mut self.coupling, h)?,
                     workspace: B::Memory::slice_mut(&mut self.workspace),
                 })?;
             }
@@ -634,10 +633,7 @@ impl<B: Backend> DecoderFree<B> {
             Correlation::Block => {
                 Some(Covariance::Activations(all_of(activations, &self.activations, count as usize, h)?))
             }
-            Correlation::Comoments => {
-                let comoments = B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h);
-                Some(Covariance::Comoments(MatRef::from_memory(comoments, h, h, h)?))
-            }
+            Correlation::Comoments => Some(Covariance::InPlace),
         };
         let primal = match covariance {
             None => None,
@@ -799,7 +795,7 @@ fn statistics_term<'a, B: Backend>(
     correlation: Correlation,
     mean: &'a Buffer<B, B::Real>,
     scale: &'a Buffer<B, B::Real>,
-    coupling: &'a Buffer<B, B::Coupling>,
+    coupling: &'a Buffer<B, B::Real>,
     offset: &'a Buffer<B, B::Real>,
 ) -> Result<StatisticsTerm<'a, B>> {
     let (mean, scale) = (B::Memory::slice(mean), B::Memory::slice(scale));

@@ -83,9 +83,8 @@ fn documented(config: &DecoderFreeConfig, element: usize) -> PlanMemory {
     let correlation = match config.correlation_form {
         _ if config.objective.lambda_tc == 0.0 => 0,
         Form::Dual => 4 * b * b,
-        Form::Auto | Form::Primal if b < n => 8 * h * h,
-        Form::Auto => 4 * n.min(h).pow(2),
-        Form::Primal => 4 * h * h,
+        Form::Auto if b == n => 4 * n.min(h).pow(2),
+        Form::Auto | Form::Primal => 4 * h * h,
     };
     let redundancy = match config.weight_form {
         _ if config.objective.lambda_wr == 0.0 => 0,
@@ -493,7 +492,7 @@ mod cuda {
         }
     }
 
-    /// Calls in two phases take both H×H matrices and what a primal correlation's workspace takes, from the first on.
+    /// Calls in two phases take an H×H matrix and what a primal correlation's workspace takes, from the first on.
     #[test]
     fn two_phases_take_the_primal_form_when_first_used() {
         for config in configurations(Shape { rows: 300, inputs: 20, latents: 150 }, &[100]) {
@@ -508,13 +507,8 @@ mod cuda {
             let all = Workspaces::new(&cuda, None, config.shape);
             let b = config.block_rows.unwrap_or(300);
             let primal = aligned([all.primal_correlation(b), all.primal_backward(b)]);
-            // Both are there already for batches of several blocks.
-            let has_comoments = b < 300 && config.correlation_form != Form::Dual;
-            let matrices = if has_comoments { 8 * h * h } else { 4 * h * h + memory.correlation.max(4 * h * h) };
-            let grown = match full {
-                true => PlanMemory { correlation: matrices, workspace: memory.workspace.max(primal), ..memory },
-                false => memory,
-            };
+            let (correlation, workspace) = (memory.correlation.max(4 * h * h), memory.workspace.max(primal));
+            let grown = if full { PlanMemory { correlation, workspace, ..memory } } else { memory };
             assert_eq!(model.memory(), grown, "{config:?}");
             let made = device.balance();
             assert_eq!(made.bytes, grown.total(), "{config:?}");

@@ -106,7 +106,6 @@ impl<E: CpuElement> Backend for Cpu<E> {
     type Memory = Host;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         Host::alloc(len)

@@ -340,7 +340,6 @@ impl<E: CudaElement> Backend for Cuda<E> {
     type Memory = CudaMemory;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuffer<T>> {
         CudaBuffer::new(&self.core.driver, len)

@@ -176,30 +176,23 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
     let coupling = args.primal.as_ref().map_or(View::NONE, |primal| View::of(&primal.coupling));
 
     // Comoments of all rows, where M will stand: those of the last rows on the diagonal only, the rest of them below.
-    let (mut diagonal, mut before, mut last) = (View::NONE, View::NONE, (Planes::NONE, 0));
-    match (args.primal.as_ref().map(|primal| &primal.covariance), activations) {
-        (Some(Covariance::Comoments(comoments)), _) => {
-            (diagonal, before) = (View::new(comoments), View::new(comoments))
+    let (mut before, mut last) = (coupling, (Planes::NONE, 0));
+    if let Some(activations) = activations {
+        for (index, range) in row_blocks(rows, derived_planes::<E>(core.precision)).enumerate() {
+            let (len, is_last) = (range.len(), range.end == rows);
+            let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
+            let region = if is_last { Region::Diagonal } else { Region::Upper };
+            let epilogue = StoreEpilogue::new(coupling, index > 0, true);
+            core.gemm("comoments", Extents::symmetric(h, len).only(region), operand, operand, &epilogue)?;
+            last = (operand, len);
+            before = if index > 0 { coupling } else { View::NONE };
         }
-        (_, Some(activations)) => {
-            diagonal = coupling;
-            for (index, range) in row_blocks(rows, derived_planes::<E>(core.precision)).enumerate() {
-                let (len, is_last) = (range.len(), range.end == rows);
-                let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
-                let region = if is_last { Region::Diagonal } else { Region::Upper };
-                let epilogue = StoreEpilogue::new(coupling, index > 0, true);
-                core.gemm("comoments", Extents::symmetric(h, len).only(region), operand, operand, &epilogue)?;
-                last = (operand, len);
-                before = if index > 0 { coupling } else { View::NONE };
-            }
-        }
-        _ => {}
     }
     let variances = Variances {
         shift,
         sum: args.sum.address(),
         squares: args.sum_squares.address(),
-        comoments: diagonal,
+        comoments: coupling,
         mean: args.mean.address(),
         variance: args.variance.address(),
         scale: args.scale.address(),
@@ -218,7 +211,7 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         return core.sum(plan.loss, 0, 1.0, Base::Value(0.0), tc_loss);
     };
     let couple = CoupleEpilogue {
-        diagonal,
+        diagonal: coupling,
         before,
         coupling,
         sum: args.sum.address(),

@@ -13,7 +13,7 @@ use crate::operations::Operation;
 /// | part | bytes |
 /// |---|---|
 /// | `block` | 2·E·B·H |
-/// | `correlation` | λ_tc ≠ 0: R·min(N,H)², R·H² in the primal and R·N² in the dual form; for batches of several blocks 2·R·H² |
+/// | `correlation` | λ_tc ≠ 0: R·min(N,H)², R·H² in the primal form and for several blocks, R·B² in the dual form |
 /// | `redundancy` | λ_wr ≠ 0: R·min(H,D)², R·H² in the primal and R·D² in the dual form |
 /// | `vectors` | R·(N + 5·H) + 16·H + 32 |
 /// | `gradients` | R·H·(D+1) from the first [`train_step`](super::DecoderFree::train_step) on |
@@ -25,7 +25,7 @@ use crate::operations::Operation;
 pub struct PlanMemory {
     /// Activations and ∂L/∂z of a block.
     pub block: usize,
-    /// Square matrices of the correlation term.
+    /// Square matrix of the correlation term.
     pub correlation: usize,
     /// Square matrix of the weight-redundancy term.
     pub redundancy: usize,
@@ -67,13 +67,12 @@ impl DecoderFreeConfig {
         let lens = Lens::new(backend, self, true)?;
         let (element, real) = (size_of::<B::Element>(), size_of::<B::Real>());
         let bytes = || {
-            let comoments = lens.comoments.checked_mul(real)?;
             let vectors = self.shape.rows.checked_add(VECTORS_OF_REAL.checked_mul(self.shape.latents)?)?;
             let sums = VECTORS_OF_F64.checked_mul(self.shape.latents)?.checked_add(SCALARS)?;
             Some(PlanMemory {
                 block: lens.block.checked_mul(2 * element)?,
-                correlation: lens.coupling.checked_mul(size_of::<B::Coupling>())?.checked_add(comoments)?,
-                redundancy: lens.weight_gram.checked_mul(size_of::<B::Coupling>())?,
+                correlation: lens.coupling.checked_mul(real)?,
+                redundancy: lens.weight_gram.checked_mul(real)?,
                 vectors: vectors.checked_mul(real)?.checked_add(sums.checked_mul(size_of::<f64>())?)?,
                 gradients: 0,
                 workspace: lens.workspace.checked_mul(size_of::<f64>())?,
@@ -95,7 +94,6 @@ pub(super) struct Lens {
     pub block_rows: usize,
     /// Of the activations, and as many of ∂L/∂z.
     pub block: usize,
-    pub comoments: usize,
     pub coupling: usize,
     pub weight_gram: usize,
     pub workspace: usize,
@@ -116,8 +114,11 @@ impl Lens {
         }
         let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
         let correlates = config.objective.lambda_tc != 0.0;
-        let comoments = correlates && block_rows < rows && config.correlation_form != Form::Dual;
-        let primal = comoments || correlates && !config.correlation_form.is_dual(latents, rows);
+        let primal = correlates
+            && match config.correlation_form {
+                Form::Auto => block_rows < rows || latents <= rows,
+                form => form == Form::Primal,
+            };
         // Smaller batches may be computed in the dual form where the largest is not.
         let dual_rows = match config.correlation_form {
             _ if !correlates => 0,
@@ -153,7 +154,6 @@ impl Lens {
         Ok(Self {
             block_rows,
             block: if encoder { block } else { 0 },
-            comoments: if comoments { primal_len } else { 0 },
             coupling: primal_len.max(square(dual_rows)?),
             weight_gram: if weighs { square(weight_side)? } else { 0 },
             workspace: backend.workspace_len_for(&operations)?,

@@ -27,7 +27,6 @@ impl Backend for Reference {
     type Memory = Host;
     type Element = f64;
     type Real = f64;
-    type Coupling = f64;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         Host::alloc(len)

@@ -109,7 +109,6 @@ impl<E: CudaElement> Backend for Staged<E> {
     type Memory = Host;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         sae_kernels::Reference.alloc(len)
@@ -214,10 +213,8 @@ impl<E: CudaElement> Backend for Staged<E> {
         let mut primal = match &mut given {
             Some(p) => Some((
                 match &p.covariance {
-                    Covariance::Comoments(comoments) => (Some((self.copy(comoments.data())?, *comoments)), None),
-                    Covariance::Activations(activations) => {
-                        (None, Some((self.copy(activations.data())?, *activations)))
-                    }
+                    Covariance::InPlace => None,
+                    Covariance::Activations(activations) => Some((self.copy(activations.data())?, *activations)),
                 },
                 (extent(&p.coupling), self.copy(p.coupling.data_mut())?),
                 self.copy(p.offset)?,
@@ -232,9 +229,8 @@ impl<E: CudaElement> Backend for Staged<E> {
             sum_squares: sum_squares.slice(),
             primal: primal.as_mut().map(|(covariance, (extents, coupling), offset)| PrimalCorrelation {
                 covariance: match covariance {
-                    (Some((comoments, like)), _) => Covariance::Comoments(comoments.mat(like)),
-                    (_, Some((activations, like))) => Covariance::Activations(activations.mat(like)),
-                    (None, None) => unreachable!("one of the two is given"),
+                    Some((activations, like)) => Covariance::Activations(activations.mat(like)),
+                    None => Covariance::InPlace,
                 },
                 coupling: coupling.mat_mut(*extents),
                 offset: offset.slice_mut(),
