@@ -234,9 +234,9 @@ mod cuda {
     pub use sae_kernels::cuda_driver::Mainloop;
     use sae_kernels::operations::{AdamConfig, Optimizer};
     use sae_kernels::{
-        Backend, Cuda, CudaElement, CudaMemory, DecoderFreeTrainStep, Memory, Precision, StandardConfig, StandardSae,
-        Statistics, Trained,
+        Cuda, CudaElement, DecoderFreeTrainStep, Precision, StandardConfig, StandardSae, Statistics, Trained,
     };
+    use std::marker::PhantomData;
     use std::sync::Arc;
 
     pub fn nowhere<E: CudaElement>(mainloop: Mainloop, library: Option<usize>) -> (Cuda<E>, Arc<Accounts<Nowhere>>) {
@@ -398,13 +398,14 @@ mod cuda {
                     let expected = PlanMemory { workspace, ..documented(&config, size_of::<E>()) };
                     assert_eq!(memory, expected, "{context}");
 
-                    let operands = Operands::new(&cuda, shape);
+                    let operands = Operands::new(shape);
                     let before = device.balance();
                     let mut model = DecoderFree::new(cuda, config).unwrap();
                     assert_eq!(device.balance().bytes - before.bytes, memory.total(), "{context}");
                     assert_eq!(device.balance().peak - before.bytes, memory.total(), "{context}");
                     assert_eq!(model.memory(), memory, "{context}");
-                    if rows / config.block_rows.unwrap_or(rows) > 1000 {
+                    // A step of a thousand blocks says no more than one of a few; and one row has no variance.
+                    if rows / config.block_rows.unwrap_or(rows) > 1000 || largest_batch(&config) < 2 {
                         continue;
                     }
                     let made = device.balance();
@@ -433,17 +434,16 @@ mod cuda {
         check::<f16>(Mainloop::Sm80, Precision::Full, Some(1000));
     }
 
-    /// A step's operands and results on a device, x with rows for the largest batch.
-    struct Operands<E: CudaElement> {
-        cuda: Cuda<E>,
+    /// Operands and results of steps, nowhere.
+    struct Operands<E> {
         shape: Shape,
+        element: PhantomData<E>,
     }
 
     impl<E: CudaElement> Operands<E> {
-        fn new(cuda: &Cuda<E>, shape: Shape) -> Self {
-            Self { cuda: cuda.clone(), shape }
+        fn new(shape: Shape) -> Self {
+            Self { shape, element: PhantomData }
         }
-        /// Somewhere in the device's memory. Nothing is read or written there.
         fn at<T: sae_kernels::Element>(&self, len: usize) -> sae_kernels::CudaRef<'static, T> {
             // SAFETY: no launch is executed.
             unsafe { sae_kernels::CudaRef::from_raw(1 << 16, len) }
@@ -497,7 +497,7 @@ mod cuda {
     fn two_phases_take_the_primal_form_when_first_used() {
         for config in configurations(Shape { rows: 300, inputs: 20, latents: 150 }, &[100]) {
             let (cuda, device) = nowhere::<bf16>(Mainloop::Sm80, None);
-            let (operands, h) = (Operands::new(&cuda, config.shape), config.shape.latents);
+            let (operands, h) = (Operands::new(config.shape), config.shape.latents);
             let mut model = DecoderFree::new(cuda.clone(), config).unwrap();
             let memory = model.memory();
             let full = config.objective.lambda_tc != 0.0;
@@ -559,7 +559,8 @@ mod cuda {
             };
             let [one, two, four] = [1usize << 16, 1 << 17, 1 << 18].map(total);
             assert_eq!(four - two, 2 * (two - one), "{objective:?}");
-            assert!(two < 3 << 30, "{objective:?}: {two} bytes");
+            // 1.9 GB, as the page says.
+            assert_eq!(two / 10_000_000, 188, "{objective:?}: {two} bytes");
         }
     }
 
