@@ -312,7 +312,7 @@ fn overflow<B: HostBackend>(under: &Under<B>) {
     for (rows, inputs, latents, objective) in [
         (half, 1, half, LSE_ALONE),
         (usize::MAX, 1, 2, LSE_ALONE),
-        (half, 1, half / 8, LSE_ALONE),
+        (half, 1, half / 4, LSE_ALONE),
         (2, 1, half, Objective { lambda_var: 0.0, ..Objective::default() }),
         (usize::MAX / 2, 1, 1, LSE_ALONE),
     ] {
