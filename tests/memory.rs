@@ -254,12 +254,15 @@ fn blocks_give_the_gradient_of_the_whole_batch<B: Backend, F: Fn() -> String>(ma
             let context = format!("{} {objective:?} {block_rows:?}", B::Element::NAME);
             let mut training = Training::new(backend, step.config).unwrap();
             let made = allocated();
-            for _ in 0..2 {
+            // Nothing is left of an earlier step that the first could use.
+            let mut steps = [0, 1].map(|_| {
                 training.load(&step).unwrap();
                 training.enqueue().unwrap();
-            }
+                training.outcome().unwrap()
+            });
             assert_eq!(allocated(), made, "{context}: a step allocates");
-            let outcome = training.outcome().unwrap();
+            assert_eq!(steps[0], steps[1], "{context}: the second step differs");
+            let outcome = std::mem::take(&mut steps[0]);
             let of = |outcome: &[(&str, Vec<f64>)], name: &str| {
                 outcome.iter().find(|(found, _)| *found == name).unwrap().1.clone()
             };
