@@ -33,8 +33,8 @@ pub struct Shape {
 /// An implementation of the table of operations for one kind of memory and one storage type.
 ///
 /// Calls neither allocate nor wait: buffers come from [`alloc`](Backend::alloc), scratch from a workspace whose size
-/// [`workspace_len`](Backend::workspace_len) tells for a shape, and a backend on a device only enqueues
-/// ([`download`](Backend::download) waits). The workspace's content never matters and is undefined after a call.
+/// [`workspace_len`](Backend::workspace_len) tells for a shape, or [`workspace_len_for`](Backend::workspace_len_for) for some operations, and a
+/// backend on a device only enqueues ([`download`](Backend::download) waits). The workspace's content never matters and is undefined after a call.
 ///
 /// The same call with the same inputs gives the same bits again, whatever the number of threads.
 pub trait Backend: Send + Sync {
@@ -44,8 +44,6 @@ pub trait Backend: Send + Sync {
     type Element: Element;
     /// Type of biases, gradients, row losses and statistics: `f32`, or `f64` for the reference.
     type Real: Element;
-    /// Storage type of the H×H or N×N matrix of the correlation term, an operand of a product in the backward pass.
-    type Coupling: Element;
 
     /// A zeroed buffer whose memory is already mapped.
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<Self, T>>;
@@ -53,8 +51,28 @@ pub trait Backend: Send + Sync {
     fn upload<T: Element>(&self, source: &[T], target: SliceMut<'_, Self, T>) -> Result<()>;
     /// Copies to the host, once everything enqueued before is done; the lengths must agree.
     fn download<T: Element>(&self, source: Slice<'_, Self, T>, target: &mut [T]) -> Result<()>;
-    /// Number of `f64` that a workspace must have for any operation of the table within `shape`.
-    fn workspace_len(&self, shape: Shape) -> Result<usize>;
+    /// Number of `f64` that a workspace must have for one operation within `shape`.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`](crate::Error::Overflow).
+    fn workspace_len_of(&self, operation: Operation, shape: Shape) -> Result<usize>;
+    /// Number of `f64` that a workspace must have for each of these operations within its shape.
+    ///
+    /// # Errors
+    /// As [`workspace_len_of`](Self::workspace_len_of).
+    fn workspace_len_for(&self, operations: &[(Operation, Shape)]) -> Result<usize> {
+        operations
+            .iter()
+            .try_fold(0, |most, (operation, shape)| Ok(most.max(self.workspace_len_of(*operation, *shape)?)))
+    }
+    /// Number of `f64` that a workspace must have for any operation of the table within `shape`. Some need far more than others, such as those
+    /// with matrices of H×H numbers.
+    ///
+    /// # Errors
+    /// As [`workspace_len_of`](Self::workspace_len_of).
+    fn workspace_len(&self, shape: Shape) -> Result<usize> {
+        self.workspace_len_for(&Operation::ALL.map(|operation| (operation, shape)))
+    }
 
     // Encoder
     /// z = x Wᵀ + b, a = f(z), row log-sum-exp and column moments, in one pass.

@@ -1,8 +1,10 @@
 //! The decoder-free sparse autoencoder: losses and gradients of a batch, over any backend.
 
 mod activation_losses;
+mod memory;
 
 pub use activation_losses::{ActivationLosses, ActivationStep};
+pub use memory::PlanMemory;
 
 use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, Slice, SliceMut, update};
 use crate::element::Element;
@@ -11,6 +13,7 @@ use crate::matrix::{MatMut, MatRef, Memory};
 use crate::objective::{Activation, Form, Losses, Objective};
 use crate::operations::*;
 use crate::statistics::{Kind, Statistics};
+use memory::{Lens, primal_operations};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -28,7 +31,7 @@ pub struct DecoderFreeConfig {
     /// Form of the weight-redundancy term.
     pub weight_form: Form,
     /// Rows of a block, for exact micro-batching: a batch of more rows is processed in blocks, in memory for one block, and
-    /// gives the gradient of the whole batch. `None`: one block.
+    /// gives the gradient of the whole batch. Each block but the last is encoded twice. `None`: one block.
     pub block_rows: Option<usize>,
 }
 
@@ -109,8 +112,9 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 /// use its two phases: [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts; or, where
 /// the sums stay in the backend's memory, [`statistics_packed`](Self::statistics_packed) and [`backward_packed`](Self::backward_packed).
 ///
-/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
-/// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace.
+/// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or H² for a batch of several
+/// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace. [`DecoderFreeConfig::memory`] tells the
+/// bytes before, [`memory`](Self::memory) afterwards.
 pub struct DecoderFree<B: Backend> {
     backend: B,
     config: DecoderFreeConfig,
@@ -123,9 +127,9 @@ pub struct DecoderFree<B: Backend> {
     variance: Buffer<B, B::Real>,
     scale: Buffer<B, B::Real>,
     offset: Buffer<B, B::Real>,
-    comoments: Buffer<B, B::Real>,
-    coupling: Buffer<B, B::Coupling>,
-    weight_gram: Buffer<B, B::Coupling>,
+    /// M, over several blocks the comoments until all are summed; or K.
+    coupling: Buffer<B, B::Real>,
+    weight_gram: Buffer<B, B::Real>,
     /// L_var, L_tc, L_wr.
     terms: Buffer<B, f64>,
     /// For statistics in the host's memory; made when first needed.
@@ -176,37 +180,12 @@ impl<B: Backend> DecoderFree<B> {
         Self::with_encoder(backend, config, true)
     }
 
-    /// Without an encoder there is no memory for its activations and their gradient.
     fn with_encoder(backend: B, config: DecoderFreeConfig, encoder: bool) -> Result<Self> {
-        let Shape { rows, inputs, latents } = config.shape;
-        if latents == 0 {
-            return Err(Error::NoLatents);
-        }
-        config.objective.check()?;
-        let block_rows = config.block_rows.unwrap_or(rows).min(rows);
-        if block_rows == 0 && rows > 0 {
-            return Err(Error::Configuration { name: "block_rows", value: 0.0, requirement: "at least 1" });
-        }
-        let square = |side: usize| side.checked_mul(side).ok_or(Error::Overflow { what: "a square matrix" });
-        let block = block_rows.checked_mul(latents).ok_or(Error::Overflow { what: "the block of activations" })?;
-        // What can happen in `step`; the two-phase calls enlarge the buffers when first used.
-        let comoments = config.objective.lambda_tc != 0.0 && block_rows < rows;
-        let primal =
-            comoments || (config.objective.lambda_tc != 0.0 && !config.correlation_form.is_dual(latents, rows));
-        let dual = config.objective.lambda_tc != 0.0
-            && (config.correlation_form == Form::Dual || config.correlation_form == Form::Auto);
-        let weight_side = match (config.objective.lambda_wr != 0.0, config.weight_form.is_dual(latents, inputs)) {
-            (false, _) => 0,
-            (true, false) => latents,
-            (true, true) => inputs,
-        };
-        let primal_len = if primal { square(latents)? } else { 0 };
-        let dual_side = if config.correlation_form == Form::Auto { block_rows.min(latents) } else { block_rows };
-        let dual_len = if dual { square(dual_side)? } else { 0 };
-        let workspace = backend.workspace_len(Shape { rows: block_rows, inputs, latents })?;
+        let Shape { rows, latents, .. } = config.shape;
+        let lens = Lens::new(&backend, &config, encoder)?;
         Ok(Self {
-            activations: backend.alloc(if encoder { block } else { 0 })?,
-            dz: backend.alloc(if encoder { block } else { 0 })?,
+            activations: backend.alloc(lens.block)?,
+            dz: backend.alloc(lens.block)?,
             row_loss: backend.alloc(rows)?,
             moments: MomentBuffers {
                 shift: backend.alloc(latents)?,
@@ -218,17 +197,16 @@ impl<B: Backend> DecoderFree<B> {
             variance: backend.alloc(latents)?,
             scale: backend.alloc(latents)?,
             offset: backend.alloc(latents)?,
-            comoments: backend.alloc(if comoments { primal_len } else { 0 })?,
-            coupling: backend.alloc(primal_len.max(dual_len))?,
-            weight_gram: backend.alloc(square(weight_side)?)?,
+            coupling: backend.alloc(lens.coupling)?,
+            weight_gram: backend.alloc(lens.weight_gram)?,
             terms: backend.alloc(3)?,
             packed: None,
             gradients: None,
-            workspace: backend.alloc(workspace)?,
+            workspace: backend.alloc(lens.workspace)?,
             count: 0,
             backend,
             config,
-            block_rows,
+            block_rows: lens.block_rows,
         })
     }
 
@@ -239,6 +217,27 @@ impl<B: Backend> DecoderFree<B> {
     /// What the plan was made for.
     pub fn config(&self) -> &DecoderFreeConfig {
         &self.config
+    }
+
+    /// The memory that the plan owns now: that of [`DecoderFreeConfig::memory`], the gradients once it has trained, and what the two-phase calls
+    /// have added.
+    pub fn memory(&self) -> PlanMemory {
+        fn bytes<B: Backend, T: Element>(buffer: &Buffer<B, T>) -> usize {
+            B::Memory::len::<T>(&B::Memory::slice(buffer)) * size_of::<T>()
+        }
+        let moments = &self.moments;
+        let reals = [&self.row_loss, &moments.shift, &self.mean, &self.variance, &self.scale, &self.offset];
+        let sums = [&moments.row_loss_sum, &moments.sum, &moments.sum_squares, &self.terms];
+        let gradients = self.gradients.as_ref().map(|gradients| [&gradients.weight, &gradients.bias]);
+        PlanMemory {
+            block: bytes::<B, B::Element>(&self.activations) + bytes::<B, B::Element>(&self.dz),
+            correlation: bytes::<B, B::Real>(&self.coupling),
+            redundancy: bytes::<B, B::Real>(&self.weight_gram),
+            vectors: reals.into_iter().map(bytes::<B, B::Real>).sum::<usize>()
+                + sums.into_iter().map(bytes::<B, f64>).sum::<usize>(),
+            gradients: gradients.into_iter().flatten().map(bytes::<B, B::Real>).sum(),
+            workspace: bytes::<B, f64>(&self.workspace),
+        }
     }
 
     /// Losses and gradients of a whole batch. Gradients are overwritten.
@@ -474,7 +473,7 @@ impl<B: Backend> DecoderFree<B> {
         mut sums: SliceMut<'_, B, f64>,
     ) -> Result<()> {
         let Kind { latents: h, full } = self.needed_statistics();
-        let comoments = full.then(|| B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h));
+        let comoments = full.then(|| B::Memory::part(B::Memory::slice(&self.coupling), 0..h * h));
         self.backend.pack_statistics(PackStatistics {
             count: rows as u64,
             row_loss_sum: B::Memory::slice(&self.moments.row_loss_sum),
@@ -539,7 +538,7 @@ impl<B: Backend> DecoderFree<B> {
         let correlation = self.sharded_correlation()?;
         let h = self.config.shape.latents;
         let comoments = match correlation {
-            Correlation::Comoments => Some(square::<B, _>(&mut self.comoments, h)?),
+            Correlation::Comoments => Some(square::<B, _>(&mut self.coupling, h)?),
             _ => None,
         };
         self.backend.unpack_statistics(UnpackStatistics {
@@ -657,14 +656,11 @@ impl<B: Backend> DecoderFree<B> {
         if self.config.objective.lambda_tc == 0.0 {
             return Ok(Correlation::None);
         }
-        let h = self.config.shape.latents;
-        let len = h.checked_mul(h).ok_or(Error::Overflow { what: "the matrix of correlations" })?;
-        if B::Memory::len(&B::Memory::slice(&self.comoments)) < len {
-            self.comoments = self.backend.alloc(len)?;
-        }
-        if B::Memory::len(&B::Memory::slice(&self.coupling)) < len {
-            self.coupling = self.backend.alloc(len)?;
-        }
+        let shape = self.config.shape;
+        let len = memory::square(shape.latents)?;
+        let workspace = self.backend.workspace_len_for(&primal_operations(shape, self.block_rows))?;
+        lengthen(&self.backend, &mut self.coupling, len)?;
+        lengthen(&self.backend, &mut self.workspace, workspace)?;
         Ok(Correlation::Comoments)
     }
 
@@ -682,6 +678,9 @@ impl<B: Backend> DecoderFree<B> {
         self.count = x.rows() as u64;
         for block in blocks(x.rows(), self.block_rows) {
             let first = block.start == 0;
+            // Those of other blocks are read by nobody before the second pass has computed them again.
+            let stored =
+                activations.is_some() || correlation == Correlation::Comoments || first || block.end == x.rows();
             let mut a = block_of(activations, &mut self.activations, &block, h)?;
             let moments = &mut self.moments;
             self.backend.encode(Encode {
@@ -689,7 +688,7 @@ impl<B: Backend> DecoderFree<B> {
                 weight,
                 bias: B::Memory::shorten(bias),
                 activation: self.config.activation,
-                activations: Some(a.reborrow()),
+                activations: stored.then(|| a.reborrow()),
                 row_loss: Some(rows_of::<B>(row_loss, &mut self.row_loss, &block)),
                 moments: Some(Moments {
                     shift: (!first).then_some(B::Memory::slice(&moments.shift)),
@@ -713,7 +712,7 @@ impl<B: Backend> DecoderFree<B> {
                     activations: a.as_ref(),
                     shift: B::Memory::slice(&moments.shift),
                     accumulate: !first,
-                    comoments: square::<B, _>(&mut self.comoments, h)?,
+                    comoments: square::<B, _>(&mut self.coupling, h)?,
                     workspace: B::Memory::slice_mut(&mut self.workspace),
                 })?;
             }
@@ -738,10 +737,7 @@ impl<B: Backend> DecoderFree<B> {
             Correlation::Block => {
                 Some(Covariance::Activations(all_of(activations, &self.activations, count as usize, h)?))
             }
-            Correlation::Comoments => {
-                let comoments = B::Memory::part(B::Memory::slice(&self.comoments), 0..h * h);
-                Some(Covariance::Comoments(MatRef::from_memory(comoments, h, h, h)?))
-            }
+            Correlation::Comoments => Some(Covariance::InPlace),
         };
         let primal = match covariance {
             None => None,
@@ -903,7 +899,7 @@ fn statistics_term<'a, B: Backend>(
     correlation: Correlation,
     mean: &'a Buffer<B, B::Real>,
     scale: &'a Buffer<B, B::Real>,
-    coupling: &'a Buffer<B, B::Coupling>,
+    coupling: &'a Buffer<B, B::Real>,
     offset: &'a Buffer<B, B::Real>,
 ) -> Result<StatisticsTerm<'a, B>> {
     let (mean, scale) = (B::Memory::slice(mean), B::Memory::slice(scale));
@@ -932,6 +928,14 @@ fn whole_count(count: f64, rows: usize) -> Result<u64> {
 fn blocks(rows: usize, block_rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
     let block_rows = block_rows.max(1);
     (0..rows.div_ceil(block_rows).max(1)).map(move |b| b * block_rows..rows.min((b + 1) * block_rows))
+}
+
+/// Replaces a buffer that is too short; what it held is lost.
+fn lengthen<B: Backend, T: Element>(backend: &B, buffer: &mut Buffer<B, T>, len: usize) -> Result<()> {
+    if B::Memory::len::<T>(&B::Memory::slice(buffer)) < len {
+        *buffer = backend.alloc(len)?;
+    }
+    Ok(())
 }
 
 /// A block's rows of the caller's matrix, or as many rows of our own buffer.

@@ -63,7 +63,8 @@ pub use cuda::{Cuda, CudaBuffer, CudaElement, CudaMemory, CudaPointer, CudaRef, 
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use decoder_free::{
-    ActivationLosses, ActivationStep, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, Trained,
+    ActivationLosses, ActivationStep, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep,
+    PlanMemory, Trained,
 };
 pub use element::{Element, bf16, f16};
 pub use error::{Error, Result};

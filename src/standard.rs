@@ -90,7 +90,14 @@ impl<B: Backend> StandardSae<B> {
             return Err(Error::Configuration { name: "lambda_l1", value: config.lambda_l1, requirement: "finite" });
         }
         let size = |cols: usize| rows.checked_mul(cols).ok_or(Error::Overflow { what: "the batch" });
-        let workspace = backend.workspace_len(config.shape)?;
+        let operations = [
+            Operation::Encode,
+            Operation::Decode,
+            Operation::DecodeBackward,
+            Operation::Product,
+            Operation::ColumnSums,
+        ];
+        let workspace = backend.workspace_len_for(&operations.map(|operation| (operation, config.shape)))?;
         Ok(Self {
             activations: backend.alloc(size(latents)?)?,
             dz: backend.alloc(size(latents)?)?,

@@ -12,7 +12,7 @@ use sae_kernels::cudarc::driver::sys::CUevent_flags;
 use sae_kernels::cudarc::driver::{CudaEvent, CudaStream};
 use sae_kernels::operations::{
     Adam, AdamConfig, BackwardDz, CorrelationDual, CorrelationTerm, Covariance, Encode, FinishStatistics, Layout,
-    Moments, PrimalCorrelation, Product, Recentre, StatisticsTerm,
+    Moments, Operation, PrimalCorrelation, Product, Recentre, StatisticsTerm,
 };
 use sae_kernels::{
     Activation, Backend, Cuda, CudaBuffer, CudaElement, CudaMemory, DecoderFree, DecoderFreeConfig, DecoderFreeStep,
@@ -224,7 +224,7 @@ fn bytes_to_encode<E: CudaElement>(gpu: &Gpu, cuda: &Cuda<E>, shape: Shape) -> R
     let Shape { rows: n, inputs: d, latents: h } = shape;
     let library = gpu.library.as_ref().map_or(Ok(0), |library| library.workspace_len(shape))?;
     let operands = size_of::<E>() * (2 * n * d + 2 * h * d + n * h) + 4 * n * h;
-    Ok(operands + 8 * (cuda.workspace_len(shape)? + library) + (256 << 20))
+    Ok(operands + 8 * (cuda.workspace_len_of(Operation::Encode, shape)? + library) + (256 << 20))
 }
 
 /// A name with the storage type and, where it makes a difference, the precision.
@@ -271,7 +271,7 @@ fn encode<E: CudaElement>(bench: &mut Bench, gpu: &Gpu, cuda: &Cuda<E>, shape: S
         let name = typed::<E>(if statistics { "encode with a and statistics" } else { "encode, row loss only" });
         gpu.bench(bench, "encode", &name, shape, product_flops(n, h, d), Ceiling::Product([n, h, d]), || {
             let parameters = Parameters::new(cuda, shape)?;
-            let mut encoded = Encoded::new(cuda, shape)?;
+            let mut encoded = Encoded::new(cuda, shape, &[Operation::Encode])?;
             let cuda = cuda.clone();
             Ok(Box::new(move || encoded.encode(&cuda, &parameters, statistics)))
         });
@@ -381,7 +381,8 @@ fn product<E: CudaElement>(cuda: &Cuda<E>, layout: Layout, shapes: [[usize; 2]; 
     let right = random::<E, E>(cuda, 3, -1.0..1.0, right_shape[0] * right_shape[1])?;
     let mut out = cuda.alloc::<f32>(m * n)?;
     let depth = if layout == Layout::Tn { left_shape[0] } else { left_shape[1] };
-    let mut workspace = workspace(cuda, Shape { rows: m, inputs: depth, latents: n })?;
+    let shape = Shape { rows: m, inputs: depth, latents: n };
+    let mut workspace = cuda.alloc(cuda.workspace_len_of(Operation::Product, shape)?)?;
     let cuda = cuda.clone();
     Ok(Box::new(move || {
         Ok(cuda.product(Product {
@@ -451,8 +452,10 @@ struct Encoded<E: CudaElement> {
 }
 
 impl<E: CudaElement> Encoded<E> {
-    fn new(cuda: &Cuda<E>, shape: Shape) -> Result<Self> {
+    /// With a workspace for these operations.
+    fn new(cuda: &Cuda<E>, shape: Shape, operations: &[Operation]) -> Result<Self> {
         let Shape { rows: n, latents: h, .. } = shape;
+        let operations: Vec<_> = operations.iter().map(|operation| (*operation, shape)).collect();
         Ok(Self {
             shape,
             a: cuda.alloc(n * h)?,
@@ -461,13 +464,13 @@ impl<E: CudaElement> Encoded<E> {
             row_loss_sum: cuda.alloc(1)?,
             sum: cuda.alloc(h)?,
             sum_squares: cuda.alloc(h)?,
-            workspace: workspace(cuda, shape)?,
+            workspace: cuda.alloc(cuda.workspace_len_for(&operations)?)?,
         })
     }
 
     /// As a step leaves it after its first pass.
     fn filled(cuda: &Cuda<E>, shape: Shape) -> Result<Self> {
-        let mut encoded = Self::new(cuda, shape)?;
+        let mut encoded = Self::new(cuda, shape, &Operation::ALL)?;
         encoded.encode(cuda, &Parameters::new(cuda, shape)?, true)?;
         cuda.recentre(Recentre {
             activations: matrix(&encoded.a, shape.rows, shape.latents)?,
@@ -573,10 +576,6 @@ fn random<E: CudaElement, T: Element>(
         cuda.upload(&values[..end - start], part)?;
     }
     Ok(buffer)
-}
-
-fn workspace<E: CudaElement>(cuda: &Cuda<E>, shape: Shape) -> Result<CudaBuffer<f64>> {
-    Ok(cuda.alloc(cuda.workspace_len(shape)?)?)
 }
 
 fn matrix<T: Element>(buffer: &CudaBuffer<T>, rows: usize, cols: usize) -> Result<MatRef<'_, T, CudaMemory>> {

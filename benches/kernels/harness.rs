@@ -36,8 +36,16 @@ impl<'a> Bench<'a> {
         Self { criterion, threads }
     }
 
-    /// Times `call` as `group/name/shape threads`.
-    pub fn time(&mut self, group: &str, name: &str, shape: Shape, threads: usize, work: Work, mut call: impl FnMut()) {
+    /// Times `call` as `group/name/shape threads`, and returns whether it was to be timed.
+    pub fn time(
+        &mut self,
+        group: &str,
+        name: &str,
+        shape: Shape,
+        threads: usize,
+        work: Work,
+        mut call: impl FnMut(),
+    ) -> bool {
         self.measure(group, name, &format!("{} {threads}t", shape_name(shape)), work, |calls| {
             let peak = match work {
                 Work::Flops(_) => peak::flops(threads),
@@ -46,11 +54,11 @@ impl<'a> Bench<'a> {
             let start = Instant::now();
             (0..calls).for_each(|_| call());
             (peak, start.elapsed())
-        });
+        })
     }
 
     /// Shows what `sample` tells: the peak a second, NaN if there is none, and the time that so many calls took. Criterion's files have
-    /// the times; `SAE_KERNELS_PEAKS=FILE` also keeps the peaks and what a call does, a line of JSON each.
+    /// the times; `SAE_KERNELS_PEAKS=FILE` also keeps the peaks and what a call does, a line of JSON each. Returns whether there was a peak.
     pub fn measure(
         &mut self,
         group_name: &str,
@@ -58,7 +66,7 @@ impl<'a> Bench<'a> {
         parameter: &str,
         work: Work,
         mut sample: impl FnMut(u64) -> (f64, Duration),
-    ) {
+    ) -> bool {
         let mut group = self.criterion.benchmark_group(group_name);
         group.throughput(match work {
             Work::Flops(flops) => Throughput::Elements(flops as u64),
@@ -96,6 +104,7 @@ impl<'a> Bench<'a> {
                 100.0 * rate / peak
             );
         }
+        peak.get().is_finite()
     }
 }
 

@@ -25,7 +25,7 @@ fn primal(bench: &mut Bench, shape: Shape, threads: usize) {
     let Shape { rows: n, latents: h, .. } = shape;
     let (cpu, mut workspace) = cpu::<f32>(shape, threads);
     let a = activations(n, h);
-    let (mut comoments, mut coupling) = (vec![0.0; h * h], vec![0.0; h * h]);
+    let mut comoments = vec![0.0; h * h];
     let (shift, sum, sum_squares) = (vec![0.125; h], vec![0.0; h], vec![1.0; h]);
     let work = Work::Flops((n * h * (h + 1)) as f64);
     bench.time("statistics", "comoments f32", shape, threads, work, || {
@@ -69,7 +69,7 @@ fn primal(bench: &mut Bench, shape: Shape, threads: usize) {
     });
     let (mut mean, mut variance, mut scale, mut offset) = (vec![0.0; h], vec![0.0; h], vec![0.0; h], vec![0.0; h]);
     let mut losses = [0.0; 2];
-    // Half of the comoments is read, all of M written.
+    // Half of the comoments is read, all of M written over them: the next call takes M for comoments, with as much work.
     bench.time("statistics", "finish_statistics f32", shape, threads, Work::Bytes((6 * h * h) as f64), || {
         cpu.finish_statistics(FinishStatistics {
             count: n as u64,
@@ -78,8 +78,8 @@ fn primal(bench: &mut Bench, shape: Shape, threads: usize) {
             sum: &sum,
             sum_squares: &sum_squares,
             primal: Some(PrimalCorrelation {
-                covariance: Covariance::Comoments(MatRef::new(&comoments, h, h).unwrap()),
-                coupling: MatMut::new(&mut coupling, h, h).unwrap(),
+                covariance: Covariance::InPlace,
+                coupling: MatMut::new(&mut comoments, h, h).unwrap(),
                 offset: &mut offset,
             }),
             mean: &mut mean,

@@ -1,13 +1,13 @@
 //! Whole steps: losses and gradients (without dx) of both models, and a step of training with Adam.
 //!
 //! The work of a decoder-free step is counted as what it needs, forward and dW 2·N·D·H each and the correlation term
-//! 3·N·H·min(N, H), whatever the form used.
+//! 3·N·H·min(N, H), whatever the form used. Below it stands the memory in use at its peak: nothing is allocated in a step.
 
 use crate::harness::{Bench, Data, SHAPES, Work, cpu, typed};
 use sae_kernels::operations::{AdamConfig, Optimizer};
 use sae_kernels::{
-    Cpu, CpuElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, MatMut, MatRef, Shape,
-    StandardConfig, StandardGradients, StandardParameters, StandardSae, Trained, bf16,
+    Cpu, CpuElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, DecoderFreeTrainStep, MatMut, MatRef, PlanMemory,
+    Shape, StandardConfig, StandardGradients, StandardParameters, StandardSae, Trained, bf16,
 };
 
 pub fn run(bench: &mut Bench) {
@@ -29,9 +29,10 @@ fn decoder_free<E: CpuElement>(bench: &mut Bench, shape: Shape, threads: usize) 
     let Shape { rows: n, inputs: d, latents: h } = shape;
     let data = Data::<E>::new(shape);
     let mut model = DecoderFree::new(cpu::<E>(shape, threads).0, DecoderFreeConfig::new(shape)).unwrap();
+    let memory = model.memory();
     let (mut grad_weight, mut grad_bias) = (vec![0.0; h * d], vec![0.0; h]);
     let flops = Work::Flops(decoder_free_flops(shape));
-    bench.time("step", &typed::<E>("decoder-free"), shape, threads, flops, || {
+    let timed = bench.time("step", &typed::<E>("decoder-free"), shape, threads, flops, || {
         model
             .step(DecoderFreeStep {
                 x: MatRef::new(&data.x, n, d).unwrap(),
@@ -45,6 +46,26 @@ fn decoder_free<E: CpuElement>(bench: &mut Bench, shape: Shape, threads: usize) 
             })
             .unwrap();
     });
+    if timed {
+        let operands = size_of_val(&data.x[..]) + size_of_val(&data.weight[..]) + size_of_val(&data.bias[..]);
+        print_memory(operands, size_of_val(&grad_weight[..]) + size_of_val(&grad_bias[..]), memory);
+    }
+}
+
+fn print_memory(operands: usize, gradients: usize, memory: PlanMemory) {
+    let [all, operands, gradients, block, correlation, workspace] = [
+        operands + gradients + memory.total(),
+        operands,
+        gradients,
+        memory.block,
+        memory.correlation + memory.redundancy + memory.vectors,
+        memory.workspace,
+    ]
+    .map(|bytes| bytes as f64 / (1 << 20) as f64);
+    println!(
+        "      peak memory {all:.1} MiB: x, W and b {operands:.1}, gradients {gradients:.1}, a and dZ {block:.1}, statistics {correlation:.1}, \
+         workspace {workspace:.1}"
+    );
 }
 
 /// The same FLOPs with Adam on top: the share of the peak says what updating the parameters costs.

@@ -5,7 +5,7 @@ use super::metrics;
 use super::probe::{self, Labelled};
 use super::trainer::{Model, Trainer};
 use anyhow::Result;
-use sae_kernels::operations::Encode;
+use sae_kernels::operations::{Encode, Operation};
 use sae_kernels::{
     Activation, Backend, DecoderFree, DecoderFreeConfig, Element, MatMut, MatRef, Memory, Shape, Statistics,
 };
@@ -89,7 +89,7 @@ fn encode<B: Backend + Clone>(
         Some(_) => Some(DecoderFree::new(backend.clone(), DecoderFreeConfig::new(shape))?),
         None => None,
     };
-    let mut workspace = backend.alloc::<f64>(backend.workspace_len(shape)?)?;
+    let mut workspace = backend.alloc::<f64>(backend.workspace_len_of(Operation::Encode, shape)?)?;
     let mut x = backend.alloc::<B::Element>(shape.rows * inputs)?;
     let mut a = backend.alloc::<B::Element>(shape.rows * latents)?;
     let mut staging = vec![B::Element::from_f64(0.0); shape.rows * inputs];

@@ -11,8 +11,8 @@ use crate::matrix::MatRef;
 use crate::objective::Activation;
 use crate::operations::{BackwardDz, CorrelationTerm};
 
-pub(super) fn workspace_len(core: &Core, n: usize, h: usize) -> usize {
-    Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, h)
+pub(super) fn workspace_len(core: &Core, n: usize, h: usize, coupled: bool) -> usize {
+    Cut::most_row_groups(core.isa, n) * h + if coupled { gemm_len(core, n, h, h) } else { 0 }
 }
 
 pub(super) fn backward_dz<E: CpuElement>(core: &Core, mut args: BackwardDz<'_, Cpu<E>>) -> Result<()> {

@@ -12,9 +12,11 @@ use crate::matrix::MatRef;
 use crate::operations::{Decode, DecodeBackward};
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
-    let forward = Cut::most_row_groups(core.isa, n) * Cut::cols(core.isa, d).groups() + gemm_len(core, n, d, h);
-    let backward = Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d);
-    forward.max(backward)
+    Cut::most_row_groups(core.isa, n) * Cut::cols(core.isa, d).groups() + gemm_len(core, n, d, h)
+}
+
+pub(super) fn backward_workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
+    Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
 }
 
 fn error_slots_len(isa: Isa, n: usize, d: usize) -> usize {

@@ -18,8 +18,12 @@ use crate::operations::{ActivationSums, Encode, Moments, Responsibilities};
 use std::ops::Range;
 
 pub(super) fn workspace_len(core: &Core, n: usize, d: usize, h: usize) -> usize {
+    sums_workspace_len(core, n, h) + gemm_len(core, n, h, d)
+}
+
+pub(super) fn sums_workspace_len(core: &Core, n: usize, h: usize) -> usize {
     // The number of groups of rows does not grow with the rows; the most that there may be does.
-    row_slots_len(core, n, h) + 2 * Cut::most_row_groups(core.isa, n) * h + gemm_len(core, n, h, d)
+    row_slots_len(core, n, h) + 2 * Cut::most_row_groups(core.isa, n) * h
 }
 
 /// Rows whose losses are finished, and summed, together.

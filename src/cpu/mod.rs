@@ -107,7 +107,6 @@ impl<E: CpuElement> Backend for Cpu<E> {
     type Memory = Host;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         Host::alloc(len)
@@ -118,7 +117,7 @@ impl<E: CpuElement> Backend for Cpu<E> {
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         Host::copy(source, target)
     }
-    fn workspace_len(&self, shape: Shape) -> Result<usize> {
+    fn workspace_len_of(&self, operation: Operation, shape: Shape) -> Result<usize> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
         let core = &self.core;
         for (one, other) in [(n, d), (n, h), (n, n), (h, d), (h, h), (d, d)] {
@@ -126,19 +125,21 @@ impl<E: CpuElement> Backend for Cpu<E> {
                 return Err(Error::Overflow { what: "the workspace" });
             }
         }
-        Ok([
-            encode::workspace_len(core, n, d, h),
-            statistics::finish_workspace_len(core, n, h),
-            dual::workspace_len(core, n, h),
-            backward::workspace_len(core, n, h),
-            product::workspace_len(core, n, d, h),
-            product::column_sums_workspace_len(n, d.max(h)),
-            redundancy::workspace_len(core, h, d),
-            decode::workspace_len(core, n, d, h),
-        ]
-        .into_iter()
-        .max()
-        .unwrap_or(0))
+        Ok(match operation {
+            Operation::Encode => encode::workspace_len(core, n, d, h),
+            Operation::ActivationSums => encode::sums_workspace_len(core, n, h),
+            Operation::Variance => statistics::finish_workspace_len(core, None, h),
+            Operation::PrimalCorrelation => statistics::finish_workspace_len(core, Some(n), h),
+            Operation::DualCorrelation => dual::workspace_len(core, n, h),
+            Operation::Backward => backward::workspace_len(core, n, h, false),
+            Operation::PrimalBackward => backward::workspace_len(core, n, h, true),
+            Operation::Product => product::workspace_len(core, n, d, h),
+            Operation::ColumnSums => product::column_sums_workspace_len(n, d.max(h)),
+            Operation::PrimalRedundancy => redundancy::workspace_len(core, h, d, false),
+            Operation::DualRedundancy => redundancy::workspace_len(core, h, d, true),
+            Operation::Decode => decode::workspace_len(core, n, d, h),
+            Operation::DecodeBackward => decode::backward_workspace_len(core, n, d, h),
+        })
     }
 
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {

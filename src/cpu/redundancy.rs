@@ -13,12 +13,7 @@ use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
 use crate::operations::WeightRedundancy;
 
-pub(super) fn workspace_len(core: &Core, h: usize, d: usize) -> usize {
-    // Whichever form is asked for.
-    form_workspace_len(core, h, d, true).max(form_workspace_len(core, h, d, false))
-}
-
-fn form_workspace_len(core: &Core, h: usize, d: usize, dual: bool) -> usize {
+pub(super) fn workspace_len(core: &Core, h: usize, d: usize, dual: bool) -> usize {
     let isa = core.isa;
     let (side, other) = if dual { (d, h) } else { (h, d) };
     h + f32_len(h)
@@ -32,7 +27,7 @@ pub(super) fn weight_redundancy<E: CpuElement>(core: &Core, mut args: WeightRedu
     let (isa, w) = (core.isa, args.weight);
     let dual = args.form.is_dual(h, d);
     let side = if dual { d } else { h };
-    let mut scratch = Scratch::new(args.workspace, form_workspace_len(core, h, d, dual))?;
+    let mut scratch = Scratch::new(args.workspace, workspace_len(core, h, d, dual))?;
     let (norm, inverse) = (scratch.f64(h), scratch.f32(h));
     let norms = Out::dense(&mut *norm, 1);
     core.threads.for_each(h, h * d, |j| {

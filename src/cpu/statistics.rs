@@ -85,10 +85,11 @@ fn slot_rows(isa: Isa, h: usize) -> (usize, usize) {
     (Cut::most_row_groups(isa, h), Cut::cols(isa, h).groups())
 }
 
-/// For batches of up to `n` rows.
-pub(super) fn finish_workspace_len(core: &Core, n: usize, h: usize) -> usize {
+/// With a primal correlation from the activations of up to so many rows, or without one.
+pub(super) fn finish_workspace_len(core: &Core, primal: Option<usize>, h: usize) -> usize {
+    let vectors = 2 * h + 3 * f32_len(h);
     let (row_groups, col_groups) = slot_rows(core.isa, h);
-    2 * h + 3 * f32_len(h) + 2 * (row_groups + col_groups) * h + comoments_workspace_len(core, n, h)
+    vectors + primal.map_or(0, |n| 2 * (row_groups + col_groups) * h + comoments_workspace_len(core, n, h))
 }
 
 /// 1/s of a variance v; 0 for a dead column.
@@ -102,15 +103,15 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
         Some(PrimalCorrelation { covariance: Covariance::Activations(activations), .. }) => activations.rows(),
         _ => 0,
     };
-    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, rows, h))?;
+    let mut scratch = Scratch::new(args.workspace, finish_workspace_len(core, args.primal.as_ref().map(|_| rows), h))?;
     let (n, objective) = (args.count as f64, args.objective);
     let (variance, residue) = (scratch.f64(h), scratch.f64(h));
     let (mean, inverse_deviation, rounded_residue) = (scratch.f32(h), scratch.f32(h), scratch.f32(h));
     args.losses.fill(0.0);
     for j in 0..h {
         let squares = match &args.primal {
-            Some(PrimalCorrelation { covariance: Covariance::Comoments(comoments), .. }) => {
-                f64::from(comoments.row(j)[j])
+            Some(PrimalCorrelation { covariance: Covariance::InPlace, coupling, .. }) => {
+                f64::from(coupling.as_ref().row(j)[j])
             }
             _ => args.sum_squares[j],
         };
@@ -136,7 +137,7 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
     offset_slots.fill(0.0);
     let coupling = Out::new(&mut primal.coupling);
     let mut epilogue = CouplingEpilogue {
-        before: Before::Nothing,
+        in_place: matches!(primal.covariance, Covariance::InPlace),
         mean,
         inverse_deviation,
         residue: rounded_residue,
@@ -151,17 +152,14 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
     let workspace = scratch.f64(comoments_workspace_len(core, rows, h));
     match primal.covariance {
         // A product of no rows, to which they are added.
-        Covariance::Comoments(comoments) => {
-            epilogue.before = Before::Given(comoments);
-            centred(MatRef::<E>::new(&[], 0, h)?, args.shift).run(core, workspace, &epilogue);
-        }
+        Covariance::InPlace => centred(MatRef::<E>::new(&[], 0, h)?, args.shift).run(core, workspace, &epilogue),
         Covariance::Activations(activations) => {
             let blocks = row_blocks(rows).count();
             for (index, range) in row_blocks(rows).enumerate() {
                 let product = centred(activations.rows_range(range), args.shift);
                 if index + 1 < blocks {
                     product.run(core, workspace, &Store { out: coupling, accumulate: index > 0, upper: true });
-                    epilogue.before = Before::InPlace;
+                    epilogue.in_place = true;
                 } else {
                     product.run(core, workspace, &epilogue);
                 }
@@ -185,7 +183,8 @@ pub(super) fn finish_statistics<E: CpuElement>(core: &Core, mut args: FinishStat
 
 /// Comoments to M while they are in L1: each pair of latents is visited once, its M written twice, its C² added to both latents' q.
 struct CouplingEpilogue<'a> {
-    before: Before<'a>,
+    /// Whether comoments of rows that are not in the product stand above the diagonal of what becomes M.
+    in_place: bool,
     /// Mean of a − c.
     mean: &'a [f32],
     /// 1/s, 0 for a dead column: it has correlation 0 whatever rounding left in the comoment.
@@ -204,14 +203,6 @@ struct CouplingEpilogue<'a> {
     q_slots: Out<'a, f64>,
     /// The same for M(μ − mean).
     offset_slots: Out<'a, f64>,
-}
-
-/// Comoments of rows that are not in the product.
-enum Before<'a> {
-    Nothing,
-    /// Above the diagonal of what becomes M.
-    InPlace,
-    Given(MatRef<'a, f32>),
 }
 
 struct CouplingState {
@@ -246,13 +237,9 @@ impl Epilogue for CouplingEpilogue<'_> {
             // Columns of the tile on or below the diagonal.
             let below = (row + 1).saturating_sub(cols.start).min(width);
             let mut sums = rows::load(s, &tile.row(i)[..width]);
-            let before = match &self.before {
-                Before::Nothing => None,
+            if self.in_place {
                 // SAFETY: the elements of a pair of latents are this tile's, on both sides of the diagonal, and written only below.
-                Before::InPlace => Some(unsafe { &*self.coupling.part(row, cols.start + below..cols.end) }),
-                Before::Given(comoments) => Some(&comoments.row(row)[cols.start + below..cols.end]),
-            };
-            if let Some(before) = before {
+                let before = unsafe { &*self.coupling.part(row, cols.start + below..cols.end) };
                 let mut whole = [0.0; MAX_TILE_WIDTH];
                 whole[below..width].copy_from_slice(before);
                 let before = rows::load(s, &whole[..width]);

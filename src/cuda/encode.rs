@@ -45,8 +45,12 @@ pub(super) fn plan<E: CudaElement>(layout: &mut Layout, n: usize, d: usize, h: u
     Ok(Plan {
         x: take_planes(layout, raw_planes::<E>(), n, d)?,
         weight: take_planes(layout, raw_planes::<E>(), h, d)?,
-        slots: Slots::take(layout, n, h)?,
+        slots: sums_plan(layout, n, h)?,
     })
+}
+
+pub(super) fn sums_plan(layout: &mut Layout, n: usize, h: usize) -> Result<Slots> {
+    Slots::take(layout, n, h)
 }
 
 pub(super) fn encode<E: CudaElement>(core: &Core, args: Encode<'_, Cuda<E>>) -> Result<()> {
@@ -66,14 +70,14 @@ pub(super) fn encode<E: CudaElement>(core: &Core, args: Encode<'_, Cuda<E>>) -> 
 
 pub(super) fn activation_sums<E: CudaElement>(core: &Core, args: ActivationSums<'_, Cuda<E>>) -> Result<()> {
     let (n, h) = args.check()?;
-    let slots = lay_out(&args.workspace, |layout| Slots::take(layout, n, h))?;
+    let slots = lay_out(&args.workspace, |layout| sums_plan(layout, n, h))?;
     let epilogue = slots.epilogue::<E>(args.row_loss.is_some(), args.moments.as_ref());
     core.pointwise(E::KERNELS.activation_sums, View::new(&args.activations), [n, h], &epilogue)?;
     slots.finish(core, args.row_loss, args.moments)
 }
 
 /// What tiles leave for rows and columns.
-struct Slots {
+pub(super) struct Slots {
     n: usize,
     h: usize,
     /// (m, s) in f32.

@@ -342,7 +342,6 @@ impl<E: CudaElement> Backend for Cuda<E> {
     type Memory = CudaMemory;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuffer<T>> {
         CudaBuffer::new(&self.core.driver, len)
@@ -366,24 +365,30 @@ impl<E: CudaElement> Backend for Cuda<E> {
         // SAFETY: the source is borrowed.
         unsafe { self.core.driver.download(source.address(), bytemuck::cast_slice_mut(target)) }
     }
-    fn workspace_len(&self, shape: Shape) -> Result<usize> {
+    fn workspace_len_of(&self, operation: Operation, shape: Shape) -> Result<usize> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
         let core = &self.core;
-        Ok([
-            memory::workspace_len(|layout| encode::plan::<E>(layout, n, d, h))?,
-            memory::workspace_len(|layout| statistics::finish_plan::<E>(core, layout, n, h))?,
-            memory::workspace_len(|layout| dual::plan::<E>(core, layout, n, h))?,
-            memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, true))?,
-            product::workspace_len::<E>(core, n, d, h)?,
-            memory::workspace_len(|layout| product::column_sums_plan(layout, n, d.max(h)))?,
-            memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, false))?,
-            memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))?,
-            memory::workspace_len(|layout| decode::plan::<E>(layout, n, d, h))?,
-            memory::workspace_len(|layout| decode::backward_plan::<E>(layout, n, d, h))?,
-        ]
-        .into_iter()
-        .max()
-        .unwrap_or(0))
+        match operation {
+            Operation::Encode => memory::workspace_len(|layout| encode::plan::<E>(layout, n, d, h)),
+            Operation::ActivationSums => memory::workspace_len(|layout| encode::sums_plan(layout, n, h)),
+            Operation::Variance => memory::workspace_len(|layout| statistics::finish_plan::<E>(core, layout, None, h)),
+            Operation::PrimalCorrelation => {
+                memory::workspace_len(|layout| statistics::finish_plan::<E>(core, layout, Some(n), h))
+            }
+            Operation::DualCorrelation => memory::workspace_len(|layout| dual::plan::<E>(core, layout, n, h)),
+            Operation::Backward => memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, false)),
+            Operation::PrimalBackward => memory::workspace_len(|layout| backward::plan::<E>(core, layout, n, h, true)),
+            Operation::Product => product::workspace_len::<E>(core, n, d, h),
+            Operation::ColumnSums => memory::workspace_len(|layout| product::column_sums_plan(layout, n, d.max(h))),
+            Operation::PrimalRedundancy => {
+                memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, false))
+            }
+            Operation::DualRedundancy => {
+                memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))
+            }
+            Operation::Decode => memory::workspace_len(|layout| decode::plan::<E>(layout, n, d, h)),
+            Operation::DecodeBackward => memory::workspace_len(|layout| decode::backward_plan::<E>(layout, n, d, h)),
+        }
     }
 
     fn encode(&self, args: Encode<'_, Self>) -> Result<()> {

@@ -138,9 +138,14 @@ pub(super) struct FinishPlan {
     planes: u64,
 }
 
-/// `n`: rows of the batch, if their activations are given.
-pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: usize, h: usize) -> Result<FinishPlan> {
-    let tiles = h.div_ceil(TILE);
+/// With a primal correlation from the activations of so many rows, none if comoments are given; or without one.
+pub(super) fn finish_plan<E: CudaElement>(
+    core: &Core,
+    layout: &mut Layout,
+    primal: Option<usize>,
+    h: usize,
+) -> Result<FinishPlan> {
+    let tiles = primal.map_or(0, |_| h.div_ceil(TILE));
     Ok(FinishPlan {
         variance: layout.take::<f64>(h, 1)?,
         inverse_deviation: layout.take::<f64>(h, 1)?,
@@ -153,7 +158,7 @@ pub(super) fn finish_plan<E: CudaElement>(core: &Core, layout: &mut Layout, n: u
             offset_rows: layout.take::<f64>(tiles, h)?,
             offset_cols: layout.take::<f64>(tiles, h)?,
         },
-        planes: comoments_plan::<E>(core, layout, n, h)?,
+        planes: comoments_plan::<E>(core, layout, primal.unwrap_or(0), h)?,
     })
 }
 
@@ -164,36 +169,30 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         _ => None,
     };
     let rows = activations.map_or(0, |activations| activations.rows());
-    let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, rows, h))?;
+    let primal_rows = args.primal.as_ref().map(|_| rows);
+    let plan = lay_out(&args.workspace, |layout| finish_plan::<E>(core, layout, primal_rows, h))?;
     let (count, objective, shift) = (args.count as f64, args.objective, args.shift.address());
     let (var_loss, tc_loss) = (args.losses.address(), args.losses.address() + 8);
     let coupling = args.primal.as_ref().map_or(View::NONE, |primal| View::of(&primal.coupling));
 
     // Comoments of all rows, where M will stand: those of the last rows on the diagonal only, the rest of them below.
-    let (mut diagonal, mut before, mut last) = (View::NONE, View::NONE, (Planes::NONE, 0));
-    match (args.primal.as_ref().map(|primal| &primal.covariance), activations) {
-        (Some(Covariance::Comoments(comoments)), _) => {
-            (diagonal, before) = (View::new(comoments), View::new(comoments))
+    let (mut before, mut last) = (coupling, (Planes::NONE, 0));
+    if let Some(activations) = activations {
+        for (index, range) in row_blocks(rows, derived_planes::<E>(core.precision)).enumerate() {
+            let (len, is_last) = (range.len(), range.end == rows);
+            let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
+            let region = if is_last { Region::Diagonal } else { Region::Upper };
+            let epilogue = StoreEpilogue::new(coupling, index > 0, true);
+            core.gemm("comoments", Extents::symmetric(h, len).only(region), operand, operand, &epilogue)?;
+            last = (operand, len);
+            before = if index > 0 { coupling } else { View::NONE };
         }
-        (_, Some(activations)) => {
-            diagonal = coupling;
-            for (index, range) in row_blocks(rows, derived_planes::<E>(core.precision)).enumerate() {
-                let (len, is_last) = (range.len(), range.end == rows);
-                let operand = centred(core, activations.rows_range(range), shift, plan.planes)?;
-                let region = if is_last { Region::Diagonal } else { Region::Upper };
-                let epilogue = StoreEpilogue::new(coupling, index > 0, true);
-                core.gemm("comoments", Extents::symmetric(h, len).only(region), operand, operand, &epilogue)?;
-                last = (operand, len);
-                before = if index > 0 { coupling } else { View::NONE };
-            }
-        }
-        _ => {}
     }
     let variances = Variances {
         shift,
         sum: args.sum.address(),
         squares: args.sum_squares.address(),
-        comoments: diagonal,
+        comoments: coupling,
         mean: args.mean.address(),
         variance: args.variance.address(),
         scale: args.scale.address(),
@@ -212,7 +211,7 @@ pub(super) fn finish_statistics<E: CudaElement>(core: &Core, args: FinishStatist
         return core.sum(plan.loss, 0, 1.0, Base::Value(0.0), tc_loss);
     };
     let couple = CoupleEpilogue {
-        diagonal,
+        diagonal: coupling,
         before,
         coupling,
         sum: args.sum.address(),

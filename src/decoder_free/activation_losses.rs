@@ -1,6 +1,6 @@
 //! The decoder-free objective of given activations: behind any encoder, a framework's among them.
 
-use super::{Correlation, DecoderFree, DecoderFreeConfig, rows_of, statistics_term};
+use super::{Correlation, DecoderFree, DecoderFreeConfig, PlanMemory, lengthen, rows_of, statistics_term};
 use crate::backend::{Backend, Buffer, Mat, MatOut, Shape, SliceMut};
 use crate::error::{Error, Result, check_len};
 use crate::matrix::{MatMut, MatRef, Memory};
@@ -56,6 +56,12 @@ impl<B: Backend> ActivationLosses<B> {
     pub fn objective(&self) -> &Objective {
         &self.plan.config.objective
     }
+    /// The memory that the plan owns now.
+    pub fn memory(&self) -> PlanMemory {
+        let memory = self.plan.memory();
+        let column_sums = B::Memory::len::<B::Real>(&B::Memory::slice(&self.column_sums)) * size_of::<B::Real>();
+        PlanMemory { vectors: memory.vectors + column_sums, ..memory }
+    }
     /// Losses of the last call. Waits for the device.
     ///
     /// # Errors
@@ -76,10 +82,7 @@ impl<B: Backend> ActivationLosses<B> {
         self.sums(activations, &mut row_loss)?;
         self.plan.finish(n as u64, Some(activations), correlation)?;
         if grad_activations.is_none() && correlation == Correlation::Dual {
-            let dz = &mut self.plan.dz;
-            if B::Memory::len(&B::Memory::slice(dz)) < n * h {
-                *dz = self.plan.backend.alloc(n * h)?;
-            }
+            lengthen(&self.plan.backend, &mut self.plan.dz, n * h)?;
         }
         self.plan.dual(n, Some(activations), grad_activations.as_mut().map(MatMut::reborrow), correlation)?;
         self.weight_term(activations, weight, grad_weight)?;

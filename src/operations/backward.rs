@@ -54,7 +54,7 @@ pub enum CorrelationTerm<'a, B: Backend + ?Sized> {
     /// (a − c')·M − offset.
     Primal {
         /// M \[H,H\].
-        coupling: Mat<'a, B, B::Coupling>,
+        coupling: Mat<'a, B, B::Real>,
         /// M(μ − c') + d·(μ − mean) \[H\].
         offset: Slice<'a, B, B::Real>,
     },

@@ -30,7 +30,7 @@ pub struct CorrelationDual<'a, B: Backend + ?Sized> {
     /// λ_tc.
     pub lambda_tc: f64,
     /// K \[N,N\], symmetric; written.
-    pub gram: MatOut<'a, B, B::Coupling>,
+    pub gram: MatOut<'a, B, B::Real>,
     /// 4 λ_tc/((N−1) s_j) · P_nj \[N,H\]; written. The buffer that will hold dZ.
     pub product: MatOut<'a, B, B::Element>,
     /// d \[H\]; the term's part is added.

@@ -29,6 +29,58 @@ use crate::element::Element;
 use crate::error::{Result, check_len};
 use crate::matrix::Memory;
 
+/// What a workspace is for: the operations that take one, told apart where they need different lengths.
+///
+/// A workspace for several is the longest of theirs: [`Backend::workspace_len_for`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// [`Encode`].
+    Encode,
+    /// [`ActivationSums`].
+    ActivationSums,
+    /// [`FinishStatistics`] without a primal correlation.
+    Variance,
+    /// [`Comoments`], and [`FinishStatistics`] with a primal correlation.
+    PrimalCorrelation,
+    /// [`CorrelationDual`].
+    DualCorrelation,
+    /// [`BackwardDz`] without a primal correlation.
+    Backward,
+    /// [`BackwardDz`] with a primal correlation.
+    PrimalBackward,
+    /// [`Product`] in any layout, with the three extents in any order, and [`ProductUpdate`].
+    Product,
+    /// [`ColumnSums`] of a matrix of D or H columns.
+    ColumnSums,
+    /// [`WeightRedundancy`] in its primal form.
+    PrimalRedundancy,
+    /// [`WeightRedundancy`] in its dual form.
+    DualRedundancy,
+    /// [`Decode`].
+    Decode,
+    /// [`DecodeBackward`].
+    DecodeBackward,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Encode,
+        Self::ActivationSums,
+        Self::Variance,
+        Self::PrimalCorrelation,
+        Self::DualCorrelation,
+        Self::Backward,
+        Self::PrimalBackward,
+        Self::Product,
+        Self::ColumnSums,
+        Self::PrimalRedundancy,
+        Self::DualRedundancy,
+        Self::Decode,
+        Self::DecodeBackward,
+    ];
+}
+
 /// [`check_len`] of a slice in the backend's memory.
 fn check_slice<B: Backend + ?Sized, T: Element>(
     operand: &'static str,

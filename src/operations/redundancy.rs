@@ -28,7 +28,7 @@ pub struct WeightRedundancy<'a, B: Backend + ?Sized> {
     /// \[H,D\]; λ·∂L_wr/∂W is added, if given.
     pub grad_weight: Option<MatOut<'a, B, B::Real>>,
     /// G \[H,H\] in the primal form, P \[D,D\] in the dual; written.
-    pub gram: MatOut<'a, B, B::Coupling>,
+    pub gram: MatOut<'a, B, B::Real>,
     /// Scratch.
     pub workspace: SliceMut<'a, B, f64>,
 }

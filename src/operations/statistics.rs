@@ -209,17 +209,17 @@ pub struct FinishStatistics<'a, B: Backend + ?Sized> {
 pub struct PrimalCorrelation<'a, B: Backend + ?Sized> {
     /// Where the covariances come from.
     pub covariance: Covariance<'a, B>,
-    /// M \[H,H\], symmetric with a zero diagonal; written.
-    pub coupling: MatOut<'a, B, B::Coupling>,
+    /// M \[H,H\], symmetric with a zero diagonal; written, over the comoments where they stand there.
+    pub coupling: MatOut<'a, B, B::Real>,
     /// M(μ − c') + d·(μ − mean) \[H\]; written.
     pub offset: SliceMut<'a, B, B::Real>,
 }
 
 /// Where the covariances of the primal form come from.
 pub enum Covariance<'a, B: Backend + ?Sized> {
-    /// Σ(a − c)(a − c)ᵀ \[H,H\] over all blocks, upper triangle, as [`Comoments`] leaves it.
-    Comoments(Mat<'a, B, B::Real>),
-    /// a \[N,H\], all of the batch: the comoments are computed on the way, without a matrix of their own.
+    /// Σ(a − c)(a − c)ᵀ over all blocks, which stands where M will, in the upper triangle, as [`Comoments`] leaves it.
+    InPlace,
+    /// a \[N,H\], all of the batch: the comoments are computed on the way.
     Activations(Mat<'a, B, B::Element>),
 }
 
@@ -234,9 +234,8 @@ impl<B: Backend + ?Sized> FinishStatistics<'_, B> {
         check_slice::<B, _>("sum", h, &self.sum)?;
         check_slice::<B, _>("sum_squares", h, &self.sum_squares)?;
         if let Some(primal) = &self.primal {
-            match &primal.covariance {
-                Covariance::Comoments(comoments) => comoments.expect("comoments", h, h)?,
-                Covariance::Activations(activations) => activations.expect("activations", self.count as usize, h)?,
+            if let Covariance::Activations(activations) = &primal.covariance {
+                activations.expect("activations", self.count as usize, h)?;
             }
             primal.coupling.expect("coupling", h, h)?;
             check_slice_mut::<B, _>("offset", h, &primal.offset)?;

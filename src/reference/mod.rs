@@ -27,7 +27,6 @@ impl Backend for Reference {
     type Memory = Host;
     type Element = f64;
     type Real = f64;
-    type Coupling = f64;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         Host::alloc(len)
@@ -38,7 +37,7 @@ impl Backend for Reference {
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         Host::copy(source, target)
     }
-    fn workspace_len(&self, _: Shape) -> Result<usize> {
+    fn workspace_len_of(&self, _: Operation, _: Shape) -> Result<usize> {
         Ok(0)
     }
 

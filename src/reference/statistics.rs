@@ -82,16 +82,20 @@ pub(super) fn finish_statistics(args: FinishStatistics<'_, Reference>) -> Result
     let h = args.check()?;
     let objective = &args.objective;
     let n = args.count as f64;
-    let mut computed = Vec::new();
-    let comoments = match args.primal.as_ref().map(|primal| &primal.covariance) {
+    let mut sums = Vec::new();
+    let comoments = match &args.primal {
         None => None,
-        Some(Covariance::Comoments(comoments)) => Some(*comoments),
-        Some(Covariance::Activations(activations)) => {
-            computed.resize(h * h, 0.0);
-            let (activations, shift) = (*activations, args.shift);
-            let comoments = MatMut::new(&mut computed, h, h)?;
-            self::comoments(Comoments { activations, shift, accumulate: false, comoments, workspace: &mut [] })?;
-            Some(MatRef::new(&computed, h, h)?)
+        Some(primal) => {
+            match primal.covariance {
+                Covariance::InPlace => (0..h).for_each(|j| sums.extend(primal.coupling.as_ref().row(j))),
+                Covariance::Activations(activations) => {
+                    sums.resize(h * h, 0.0);
+                    let (shift, comoments) = (args.shift, MatMut::new(&mut sums, h, h)?);
+                    let workspace = &mut [];
+                    self::comoments(Comoments { activations, shift, accumulate: false, comoments, workspace })?;
+                }
+            }
+            Some(MatRef::new(&sums, h, h)?)
         }
     };
     for j in 0..h {

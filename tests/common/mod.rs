@@ -1,6 +1,8 @@
 //! What the tests share: backends to run on, guarded buffers, random inputs, comparisons with an error bound.
 #![allow(dead_code, unused_imports, unused_macros, reason = "every test file uses a part")]
 
+#[cfg(feature = "cuda")]
+pub mod accounts;
 pub mod anywhere;
 pub mod buffer;
 #[cfg(sae_kernels_ptx)]

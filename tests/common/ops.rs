@@ -9,7 +9,6 @@ use sae_kernels::{Activation, Element, Form, Objective, Shape, Statistics};
 
 type RealOf<B> = <B as sae_kernels::Backend>::Real;
 type ElementOf<B> = <B as sae_kernels::Backend>::Element;
-type CouplingOf<B> = <B as sae_kernels::Backend>::Coupling;
 
 /// A NaN-filled workspace of exactly the length that the backend asks for.
 pub fn workspace<B: HostBackend>(under: &Under<B>, rows: usize, inputs: usize, latents: usize) -> Guarded<f64> {
@@ -389,15 +388,14 @@ impl Finish {
         let sum = Guarded::<f64>::vector(place, &self.sum);
         let sum_squares = Guarded::<f64>::vector(place, &self.sum_squares);
         // What lies below the diagonal is not to be read.
-        let mut comoments = Guarded::<RealOf<B>>::poisoned(place, h, h);
+        let mut coupling = Guarded::<RealOf<B>>::poisoned(place, h, h);
         if let Covariance::Comoments(values) = given {
             for i in 0..h {
                 for j in i..h {
-                    comoments.mat_mut().row_mut(i)[j] = RealOf::<B>::from_f64(values[i * h + j]);
+                    coupling.mat_mut().row_mut(i)[j] = RealOf::<B>::from_f64(values[i * h + j]);
                 }
             }
         }
-        let mut coupling = Guarded::<CouplingOf<B>>::poisoned(place, h, h);
         let mut offset = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut mean = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
         let mut variance = Guarded::<RealOf<B>>::vector_or_poison(place, h, None);
@@ -415,7 +413,7 @@ impl Finish {
                 primal: primal.then(|| PrimalCorrelation {
                     covariance: match given {
                         Covariance::Activations(_) => CovarianceOf::Activations(activations.mat()),
-                        _ => CovarianceOf::Comoments(comoments.mat()),
+                        _ => CovarianceOf::InPlace,
                     },
                     coupling: coupling.mat_mut(),
                     offset: offset.slice_mut(),
@@ -465,7 +463,7 @@ impl Dual {
         let activations = Guarded::<ElementOf<B>>::matrix(place, n, h, &self.activations);
         let mean = Guarded::<RealOf<B>>::vector(place, &self.mean);
         let variance = Guarded::<RealOf<B>>::vector(place, &self.variance);
-        let mut gram = Guarded::<CouplingOf<B>>::poisoned(place, n, n);
+        let mut gram = Guarded::<RealOf<B>>::poisoned(place, n, n);
         let mut product = Guarded::<ElementOf<B>>::poisoned(place, n, h);
         let mut scale = Guarded::<RealOf<B>>::vector(place, &self.scale);
         let mut loss = Guarded::<f64>::vector_or_poison(place, 1, None);
@@ -537,7 +535,7 @@ impl Backward {
             Some(Correlation::Dual { product }) => (None, [].as_slice(), Some(product.as_slice())),
             Some(Correlation::None) | None => (None, [].as_slice(), None),
         };
-        let coupling = coupling.map(|m| Guarded::<CouplingOf<B>>::matrix(place, h, h, m));
+        let coupling = coupling.map(|m| Guarded::<RealOf<B>>::matrix(place, h, h, m));
         let offset = real(offset);
         let mut dz = Guarded::<ElementOf<B>>::matrix_or_poison(place, n, h, product);
         let mut grad_bias = Guarded::<RealOf<B>>::vector_or_poison(place, h, self.before.as_deref());
@@ -664,7 +662,7 @@ impl Redundancy {
         let mut grad = Guarded::<RealOf<B>>::matrix_or_poison(place, h, d, self.before.as_deref());
         let mut loss = Guarded::<f64>::vector_or_poison(place, 1, None);
         let side = if self.form.is_dual(h, d) { d } else { h };
-        let mut gram = Guarded::<CouplingOf<B>>::poisoned(place, side, side);
+        let mut gram = Guarded::<RealOf<B>>::poisoned(place, side, side);
         let mut scratch = workspace_at(under, place, 0, d, h);
         under
             .backend

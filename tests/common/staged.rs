@@ -109,7 +109,6 @@ impl<E: CudaElement> Backend for Staged<E> {
     type Memory = Host;
     type Element = E;
     type Real = f32;
-    type Coupling = f32;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         sae_kernels::Reference.alloc(len)
@@ -120,8 +119,8 @@ impl<E: CudaElement> Backend for Staged<E> {
     fn download<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         sae_kernels::Reference.upload(source, target)
     }
-    fn workspace_len(&self, shape: Shape) -> Result<usize> {
-        self.0.workspace_len(shape)
+    fn workspace_len_of(&self, operation: Operation, shape: Shape) -> Result<usize> {
+        self.0.workspace_len_of(operation, shape)
     }
 
     fn encode(&self, mut args: Encode<'_, Self>) -> Result<()> {
@@ -258,10 +257,8 @@ impl<E: CudaElement> Backend for Staged<E> {
         let mut primal = match &mut given {
             Some(p) => Some((
                 match &p.covariance {
-                    Covariance::Comoments(comoments) => (Some((self.copy(comoments.data())?, *comoments)), None),
-                    Covariance::Activations(activations) => {
-                        (None, Some((self.copy(activations.data())?, *activations)))
-                    }
+                    Covariance::InPlace => None,
+                    Covariance::Activations(activations) => Some((self.copy(activations.data())?, *activations)),
                 },
                 (extent(&p.coupling), self.copy(p.coupling.data_mut())?),
                 self.copy(p.offset)?,
@@ -276,9 +273,8 @@ impl<E: CudaElement> Backend for Staged<E> {
             sum_squares: sum_squares.slice(),
             primal: primal.as_mut().map(|(covariance, (extents, coupling), offset)| PrimalCorrelation {
                 covariance: match covariance {
-                    (Some((comoments, like)), _) => Covariance::Comoments(comoments.mat(like)),
-                    (_, Some((activations, like))) => Covariance::Activations(activations.mat(like)),
-                    (None, None) => unreachable!("one of the two is given"),
+                    Some((activations, like)) => Covariance::Activations(activations.mat(like)),
+                    None => Covariance::InPlace,
                 },
                 coupling: coupling.mat_mut(*extents),
                 offset: offset.slice_mut(),
