@@ -228,6 +228,7 @@ impl<B: Backend> DecoderFree<B> {
         let moments = &self.moments;
         let reals = [&self.row_loss, &moments.shift, &self.mean, &self.variance, &self.scale, &self.offset];
         let sums = [&moments.row_loss_sum, &moments.sum, &moments.sum_squares, &self.terms];
+        let packed = self.packed.as_ref();
         let gradients = self.gradients.as_ref().map(|gradients| [&gradients.weight, &gradients.bias]);
         PlanMemory {
             block: bytes::<B, B::Element>(&self.activations) + bytes::<B, B::Element>(&self.dz),
@@ -236,6 +237,7 @@ impl<B: Backend> DecoderFree<B> {
             vectors: reals.into_iter().map(bytes::<B, B::Real>).sum::<usize>()
                 + sums.into_iter().map(bytes::<B, f64>).sum::<usize>(),
             gradients: gradients.into_iter().flatten().map(bytes::<B, B::Real>).sum(),
+            packed: packed.map_or(0, |packed| bytes::<B, f64>(&packed.sums) + bytes::<B, B::Real>(&packed.shift)),
             workspace: bytes::<B, f64>(&self.workspace),
         }
     }
@@ -500,17 +502,19 @@ impl<B: Backend> DecoderFree<B> {
         statistics: &Statistics,
         add_weight_term: bool,
     ) -> Result<()> {
+        self.check_step(&step)?;
         let needed = self.needed_statistics();
         if ![needed, needed.full()].contains(&statistics.kind()) {
             return Err(Error::Statistics { expected: needed.to_string(), found: statistics.kind().to_string() });
         }
+        let count = self.whole_count(statistics.sums()[0], step.x.rows())?;
         let mut rounded = Cow::Borrowed(statistics);
         if !statistics.has_shift_of::<B::Real>() {
             rounded.to_mut().round_shift::<B::Real>();
         }
         let packed = self.upload_statistics(&rounded)?;
-        let (shift, sums) = (B::Memory::slice(&packed.shift), B::Memory::slice(&packed.sums));
-        self.backward_packed(step, Some(shift), sums, add_weight_term)?;
+        let (shift, sums) = (Some(B::Memory::slice(&packed.shift)), B::Memory::slice(&packed.sums));
+        self.second_phase(step, count, shift, sums, add_weight_term)?;
         self.packed = Some(packed);
         Ok(())
     }
@@ -522,7 +526,7 @@ impl<B: Backend> DecoderFree<B> {
     /// [`Error::Count`], [`Error::TooFewRows`], and shape errors.
     pub fn backward_packed(
         &mut self,
-        mut step: DecoderFreeStep<'_, B>,
+        step: DecoderFreeStep<'_, B>,
         shift: Option<Slice<'_, B, B::Real>>,
         sums: Slice<'_, B, f64>,
         add_weight_term: bool,
@@ -531,10 +535,18 @@ impl<B: Backend> DecoderFree<B> {
         self.check_packed(shift.as_ref(), B::Memory::len::<f64>(&sums), true)?;
         let mut count = [0.0];
         self.backend.download(B::Memory::part(B::Memory::shorten::<f64>(sums), 0..1), &mut count)?;
-        let count = whole_count(count[0], step.x.rows())?;
-        if self.config.objective.needs_statistics() && count < 2 {
-            return Err(Error::TooFewRows { rows: count });
-        }
+        let count = self.whole_count(count[0], step.x.rows())?;
+        self.second_phase(step, count, shift, sums, add_weight_term)
+    }
+
+    fn second_phase(
+        &mut self,
+        mut step: DecoderFreeStep<'_, B>,
+        count: u64,
+        shift: Option<Slice<'_, B, B::Real>>,
+        sums: Slice<'_, B, f64>,
+        add_weight_term: bool,
+    ) -> Result<()> {
         let correlation = self.sharded_correlation()?;
         let h = self.config.shape.latents;
         let comoments = match correlation {
@@ -575,6 +587,18 @@ impl<B: Backend> DecoderFree<B> {
         self.backend.upload(&shift, B::Memory::slice_mut(&mut packed.shift))?;
         self.backend.upload(statistics.sums(), B::Memory::slice_mut(&mut packed.sums))?;
         Ok(packed)
+    }
+
+    /// The number of rows of a whole batch, of which a call has `rows`. A host that averages instead of summing, or forgets to set the sums to
+    /// 0 first, mostly shows it here.
+    fn whole_count(&self, count: f64, rows: usize) -> Result<u64> {
+        if !(count >= rows as f64 && count.fract() == 0.0 && count <= 2f64.powi(53)) {
+            return Err(Error::Count { count, rows });
+        }
+        if self.config.objective.needs_statistics() && count < 2.0 {
+            return Err(Error::TooFewRows { rows: count as u64 });
+        }
+        Ok(count as u64)
     }
 
     /// Whether packed sums are as long as the objective needs, or longer, if comoments that are not needed may be there.
@@ -913,15 +937,6 @@ fn statistics_term<'a, B: Backend>(
         },
     };
     Ok(StatisticsTerm { mean, scale, correlation })
-}
-
-/// The number of rows of a whole batch, of which a call has `rows`. A host that averages instead of summing, or forgets to set the sums to 0
-/// first, mostly shows it here.
-fn whole_count(count: f64, rows: usize) -> Result<u64> {
-    if count >= rows as f64 && count.fract() == 0.0 && count <= 2f64.powi(53) {
-        return Ok(count as u64);
-    }
-    Err(Error::Count { count, rows })
 }
 
 /// The blocks of a batch; one empty block for no rows.

@@ -100,6 +100,7 @@ fn documented(config: &DecoderFreeConfig, element: usize) -> PlanMemory {
         redundancy,
         vectors: 4 * n + 36 * h + 32,
         gradients: 0,
+        packed: 0,
         workspace: 0,
     }
 }
@@ -494,7 +495,7 @@ mod cuda {
                 }
             }
         }
-        let sm90 = Mainloop::Sm90 { multiprocessors: 132, pingpong_stages: 32 };
+        let sm90 = Mainloop::Sm90 { multiprocessors: 132, schedule: None };
         check::<f32>(Mainloop::Sm80, Precision::Full, None);
         check::<f32>(sm90, Precision::Storage, Some(1 << 25));
         check::<bf16>(Mainloop::Sm80, Precision::Storage, None);
@@ -576,10 +577,17 @@ mod cuda {
             let b = config.block_rows.unwrap_or(300);
             let primal = aligned([all.primal_correlation(b), all.primal_backward(b)]);
             let (correlation, workspace) = (memory.correlation.max(4 * h * h), memory.workspace.max(primal));
-            let grown = if full { PlanMemory { correlation, workspace, ..memory } } else { memory };
+            let packed = 8 * Statistics::len(h, full) + 4 * h;
+            let grown = if full {
+                PlanMemory { correlation, packed, workspace, ..memory }
+            } else {
+                PlanMemory { packed, ..memory }
+            };
             assert_eq!(model.memory(), grown, "{config:?}");
             let made = device.balance();
             assert_eq!(made.bytes, grown.total(), "{config:?}");
+            // Nothing was computed, not even the number of rows.
+            statistics.sums_mut()[0] = 300.0;
             model.backward(operands.of_step(300, 20, h), &statistics, true).unwrap();
             assert_eq!(device.balance(), made, "{config:?}: the second phase allocates");
         }

@@ -17,6 +17,7 @@ use crate::operations::Operation;
 /// | `redundancy` | λ_wr ≠ 0: R·min(H,D)², R·H² in the primal and R·D² in the dual form |
 /// | `vectors` | R·(N + 5·H) + 16·H + 32 |
 /// | `gradients` | R·H·(D+1) from the first [`train_step`](super::DecoderFree::train_step) on |
+/// | `packed` | 8·[`Statistics::len`](crate::Statistics::len) + R·H from the first call in two phases with [`Statistics`](crate::Statistics) on |
 /// | `workspace` | 8 · [`Backend::workspace_len_for`] the operations of the terms that are on |
 ///
 /// `docs/memory.md` has the workspace's formula for CUDA and a bound for the CPU. With blocks of a fixed number of rows, R bytes a row grow with
@@ -33,6 +34,8 @@ pub struct PlanMemory {
     pub vectors: usize,
     /// ∂L/∂W and ∂L/∂b in training.
     pub gradients: usize,
+    /// [`Statistics`](crate::Statistics) of the host's memory in the backend's.
+    pub packed: usize,
     /// The backend's scratch.
     pub workspace: usize,
 }
@@ -40,8 +43,8 @@ pub struct PlanMemory {
 impl PlanMemory {
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { block, correlation, redundancy, vectors, gradients, workspace } = *self;
-        block + correlation + redundancy + vectors + gradients + workspace
+        let Self { block, correlation, redundancy, vectors, gradients, packed, workspace } = *self;
+        block + correlation + redundancy + vectors + gradients + packed + workspace
     }
 }
 
@@ -75,6 +78,7 @@ impl DecoderFreeConfig {
                 redundancy: lens.weight_gram.checked_mul(real)?,
                 vectors: vectors.checked_mul(real)?.checked_add(sums.checked_mul(size_of::<f64>())?)?,
                 gradients: 0,
+                packed: 0,
                 workspace: lens.workspace.checked_mul(size_of::<f64>())?,
             })
         };
