@@ -3,34 +3,32 @@
 //! **Not yet run on hardware.** The tests have a library of their own in NCCL's place: it shows that the right functions are called with the
 //! right arguments, and that their errors come back.
 //!
-//! NCCL's library is looked for when the program runs; nothing of it is needed to build. Statistics are in the host's memory today, as
-//! [`DecoderFree::statistics`](sae_kernels::DecoderFree::statistics) leaves them there: they are copied to the device, summed and copied back.
-//! Gradients never leave the device. A step whose rows are spread over ranks:
+//! NCCL's library is looked for when the program runs; nothing of it is needed to build. Neither statistics nor gradients leave the devices. A step whose
+//! rows are spread over ranks:
 //!
 //! ```no_run
-//! use sae_kernels::{
-//!     Backend, Cuda, CudaBuffer, CudaMemory, DecoderFree, DecoderFreeStep, Losses, Mat, MatMut, Memory, Shape, Slice, Statistics,
-//! };
+//! use sae_kernels::{Backend, Cuda, CudaBuffer, CudaMemory, DecoderFree, DecoderFreeStep, Losses, Mat, MatMut, Memory, Shape, Slice};
 //! use sae_kernels_nccl::{Error, Ranks};
 //!
-//! /// `gradients`: ∂L/∂W \[H·D\] and ∂L/∂b \[H\]. `mean` \[H\]: of the last step's activations, zeros at first.
+//! /// `gradients`: ∂L/∂W \[H·D\] and ∂L/∂b \[H\]. `statistics`: as many numbers as [`Statistics::len`](sae_kernels::Statistics::len) says.
 //! fn step(
-//!     ranks: &mut Ranks<f32>,
+//!     ranks: &Ranks<f32>,
 //!     model: &mut DecoderFree<Cuda>,
 //!     (x, weight, bias): (Mat<'_, Cuda, f32>, Mat<'_, Cuda, f32>, Slice<'_, Cuda, f32>),
 //!     gradients: &mut [CudaBuffer<f32>; 2],
-//!     mean: &mut Vec<f64>,
+//!     statistics: &mut CudaBuffer<f64>,
 //! ) -> Result<Losses, Error> {
-//!     let (Shape { inputs: d, latents: h, .. }, objective) = (model.config().shape, model.config().objective);
-//!     let mut statistics = Statistics::new(h, objective.lambda_tc != 0.0);
-//!     model.statistics(x, weight, bias, &mut statistics)?;
-//!     ranks.sum_statistics(&mut statistics, mean)?;
-//!     *mean = statistics.mean();
-//!
-//!     // The second half adds to the gradients that it finds. The weight term is no sum over rows: one rank adds it.
+//!     let Shape { inputs: d, latents: h, .. } = model.config().shape;
+//!     // Both halves add to what they find.
 //!     let [grad_weight, grad_bias] = gradients;
 //!     model.backend().upload(&vec![0.0; h * d], CudaMemory::slice_mut(grad_weight))?;
 //!     model.backend().upload(&vec![0.0; h], CudaMemory::slice_mut(grad_bias))?;
+//!     let len = CudaMemory::len(&CudaMemory::slice(statistics));
+//!     model.backend().upload(&vec![0.0; len], CudaMemory::slice_mut(statistics))?;
+//!
+//!     // All ranks sum about the same shift: 0, where means are less than some thousand deviations from 0; else the last step's mean.
+//!     model.statistics_packed(x, weight, bias, None, CudaMemory::slice_mut(statistics))?;
+//!     ranks.sum(CudaMemory::slice_mut(statistics))?;
 //!     let step = DecoderFreeStep {
 //!         x,
 //!         weight,
@@ -41,9 +39,10 @@
 //!         activations: None,
 //!         row_loss: None,
 //!     };
-//!     model.backward(step, &statistics, ranks.rank() == 0)?;
-//!     ranks.sum_gradients(CudaMemory::slice_mut(grad_weight))?;
-//!     ranks.sum_gradients(CudaMemory::slice_mut(grad_bias))?;
+//!     // The weight term is no sum over rows: one rank adds it.
+//!     model.backward_packed(step, None, CudaMemory::slice(statistics), ranks.rank() == 0)?;
+//!     ranks.sum(CudaMemory::slice_mut(grad_weight))?;
+//!     ranks.sum(CudaMemory::slice_mut(grad_bias))?;
 //!     Ok(model.losses()?)
 //! }
 //! ```
@@ -56,7 +55,7 @@ mod library;
 
 pub use library::Nccl;
 
-use sae_kernels::{Backend, Cuda, CudaBuffer, CudaElement, CudaMemory, CudaRefMut, Memory, Statistics};
+use sae_kernels::{Cuda, CudaElement, CudaMemory, CudaRefMut, Element, Memory};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -96,14 +95,6 @@ pub enum Error {
         /// Device of the backend.
         backend: usize,
     },
-    /// The shift does not have as many numbers as there are latents.
-    #[error("the shift has {found} numbers, but the statistics are of {expected} latents")]
-    Shift {
-        /// Numbers needed.
-        expected: usize,
-        /// Numbers passed.
-        found: usize,
-    },
     /// A call that returned before it was done.
     #[error("{call} is still in progress: the communicator does not block; make it with the default configuration")]
     InProgress {
@@ -138,8 +129,6 @@ pub struct Ranks<E: CudaElement> {
     communicator: *mut c_void,
     rank: usize,
     size: usize,
-    /// Statistics on the device; made when first needed.
-    staging: Option<CudaBuffer<f64>>,
 }
 
 impl<E: CudaElement> Ranks<E> {
@@ -160,7 +149,7 @@ impl<E: CudaElement> Ranks<E> {
         if let Some(stream) = cuda.stream() {
             check_device(device, stream.context().ordinal())?;
         }
-        Ok(Self { nccl, cuda, communicator, rank, size, staging: None })
+        Ok(Self { nccl, cuda, communicator, rank, size })
     }
 
     /// Number of this rank, from 0.
@@ -173,46 +162,12 @@ impl<E: CudaElement> Ranks<E> {
         self.size
     }
 
-    /// Replaces `gradients`, as many on every rank, by their sums over ranks, in f32. Only enqueues.
+    /// Replaces `values`, as many on every rank, by their sums over ranks: gradients in f32, packed statistics in f64. Only enqueues.
     ///
     /// # Errors
-    /// [`Error::InProgress`], [`Error::Nccl`].
-    pub fn sum_gradients(&self, gradients: CudaRefMut<'_, f32>) -> Result<()> {
-        // SAFETY: so many numbers of the device's memory, borrowed for writing.
-        unsafe { self.sum::<f32>(gradients.address(), CudaMemory::len_mut(&gradients)) }
-    }
-
-    /// Replaces `statistics` by those of all ranks' rows, in f64. Waits.
-    ///
-    /// `shift` \[H\]: what all ranks' statistics are to be about, the same on all of them: sums about different shifts do not add up. Near the
-    /// mean no digits are lost, so the last step's mean is good; zeros do where means are less than some thousand deviations from 0.
-    ///
-    /// # Errors
-    /// [`Error::Shift`], [`Error::InProgress`], [`Error::Nccl`], [`Error::Kernels`] where the device has no memory left.
-    pub fn sum_statistics(&mut self, statistics: &mut Statistics, shift: &[f64]) -> Result<()> {
-        if shift.len() != statistics.latents() {
-            return Err(Error::Shift { expected: statistics.latents(), found: shift.len() });
-        }
-        statistics.rebase(shift);
-        let sums = statistics.sums_mut();
-        let len = sums.len();
-        let mut staging = match self.staging.take() {
-            Some(staging) if CudaMemory::len(&CudaMemory::slice(&staging)) >= len => staging,
-            _ => self.cuda.alloc::<f64>(len)?,
-        };
-        let on_device = CudaMemory::part_mut(CudaMemory::slice_mut(&mut staging), 0..len);
-        let address = on_device.address();
-        self.cuda.upload(sums, on_device)?;
-        // SAFETY: so many numbers of a buffer of ours.
-        unsafe { self.sum::<f64>(address, len)? };
-        self.cuda.download(CudaMemory::part(CudaMemory::slice(&staging), 0..len), sums)?;
-        self.staging = Some(staging);
-        Ok(())
-    }
-
-    /// # Safety
-    /// `address` is that of `len` numbers in the device's memory, which nobody else uses.
-    unsafe fn sum<T: Summed>(&self, address: u64, len: usize) -> Result<()> {
+    /// [`Error::InProgress`], [`Error::Nccl`], [`Error::Kernels`].
+    pub fn sum<T: Summed>(&self, values: CudaRefMut<'_, T>) -> Result<()> {
+        let len = CudaMemory::len_mut(&values);
         if len == 0 {
             return Ok(());
         }
@@ -227,14 +182,15 @@ impl<E: CudaElement> Ranks<E> {
                 stream.cu_stream().cast()
             }
         };
-        // SAFETY: the caller's promise, and the communicator that `new` was given.
-        unsafe { self.nccl.all_reduce(address, len, T::DATA_TYPE, self.communicator, stream) }
+        // SAFETY: so many numbers of the device's memory, borrowed for writing, and the communicator that `new` was given.
+        unsafe { self.nccl.all_reduce(values.address(), len, T::DATA_TYPE, self.communicator, stream) }
     }
 }
 
-/// What is summed.
-trait Summed {
+/// What is summed: `f32` and `f64`.
+pub trait Summed: Element {
     /// `ncclDataType_t`.
+    #[doc(hidden)]
     const DATA_TYPE: c_int;
 }
 impl Summed for f32 {
