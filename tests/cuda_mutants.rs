@@ -56,6 +56,9 @@ impl Driver for Recorder {
     fn mainloop(&self) -> Mainloop {
         self.emulated.mainloop()
     }
+    fn cooperative_blocks(&self) -> u32 {
+        self.emulated.cooperative_blocks()
+    }
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
         self.emulated.tensor_map(tensor)
     }

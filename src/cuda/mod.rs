@@ -26,6 +26,7 @@ mod product;
 mod reduce;
 mod redundancy;
 mod statistics;
+mod tiny;
 
 #[cfg(feature = "capi")]
 pub(crate) use memory::NOWHERE;
@@ -378,6 +379,7 @@ impl<E: CudaElement> Backend for Cuda<E> {
             memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))?,
             memory::workspace_len(|layout| decode::plan::<E>(layout, n, d, h))?,
             memory::workspace_len(|layout| decode::backward_plan::<E>(layout, n, d, h))?,
+            memory::workspace_len(|layout| tiny::plan(layout, n, d, h))?,
         ]
         .into_iter()
         .max()
@@ -428,5 +430,8 @@ impl<E: CudaElement> Backend for Cuda<E> {
     }
     fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
         optimizer::adam(&self.core, args)
+    }
+    fn fused_step(&self, args: FusedStep<'_, Self>) -> Result<bool> {
+        tiny::fused_step(&self.core, args)
     }
 }

@@ -12,6 +12,7 @@ mod optimizer;
 mod product;
 mod redundancy;
 mod statistics;
+mod step;
 
 pub use backward::{BackwardDz, CorrelationTerm, StatisticsTerm};
 pub use decode::{Decode, DecodeBackward};
@@ -21,6 +22,7 @@ pub use optimizer::{Adam, AdamConfig, Optimizer, ProductUpdate, Sgd, SgdConfig};
 pub use product::{ColumnSums, Layout, Product};
 pub use redundancy::WeightRedundancy;
 pub use statistics::{Comoments, Covariance, FinishStatistics, PrimalCorrelation, Recentre};
+pub use step::{FusedParameters, FusedStep};
 
 use crate::backend::{Backend, Slice, SliceMut};
 use crate::element::Element;

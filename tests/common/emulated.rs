@@ -45,6 +45,7 @@ pub struct Emulated {
     device: Mutex<Device>,
     library: Option<Library>,
     mainloop: Mainloop,
+    cooperative_blocks: u32,
 }
 
 /// Answers plain products as cuBLASLt would: sums of f64, rounded once.
@@ -60,7 +61,7 @@ impl Emulated {
     pub fn new(options: Options) -> Self {
         // What the smallest of the GPUs has.
         let device = Device::new(Options { shared_limit: 99 << 10, ..options });
-        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80 }
+        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80, cooperative_blocks: 0 }
     }
 
     /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of 256×256. Products of at most
@@ -71,7 +72,13 @@ impl Emulated {
             device: Mutex::new(device),
             library: None,
             mainloop: Mainloop::Sm90 { multiprocessors: 2, pingpong_stages },
+            cooperative_blocks: 0,
         }
+    }
+
+    /// With cooperative launches of at most so many blocks: small steps are one launch. Without, they are made of the other kernels.
+    pub fn cooperative(self, blocks: u32) -> Self {
+        Self { cooperative_blocks: blocks, ..self }
     }
 
     /// With a library that computes those plain products that it `takes`.
@@ -139,7 +146,7 @@ pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Resul
         grid: [launch.grid[0], launch.grid[1], 1],
         block: [launch.threads, 1, 1],
         shared_bytes: launch.shared_bytes,
-        cooperative: false,
+        cooperative: launch.cooperative,
         cluster: [launch.cluster, 1, 1],
     };
     device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
@@ -170,6 +177,9 @@ impl Driver for Emulated {
     }
     fn mainloop(&self) -> Mainloop {
         self.mainloop
+    }
+    fn cooperative_blocks(&self) -> u32 {
+        self.cooperative_blocks
     }
     fn tensor_map(&self, tensor: &Tensor) -> Outcome<TensorMap> {
         let Tensor { address, extents, strides } = tensor;
@@ -209,6 +219,11 @@ pub fn cuda_sm90<E: CudaElement>(options: Options, pingpong_stages: u32) -> Cuda
     Cuda::on_driver(Arc::new(Emulated::sm90(options, pingpong_stages)))
 }
 
+/// The CUDA backend on an emulated GPU with cooperative launches of at most so many blocks.
+pub fn cuda_fused<E: CudaElement>(options: Options, blocks: u32) -> Cuda<E> {
+    Cuda::on_driver(Arc::new(Emulated::new(options).cooperative(blocks)))
+}
+
 /// The CUDA backend on an emulated GPU.
 pub fn cuda<E: CudaElement>(options: Options) -> Cuda<E> {
     Cuda::on_driver(Arc::new(Emulated::new(options)))
@@ -221,8 +236,8 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
         return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
     let under = Under::new(format!("{} on an emulated GPU", E::NAME), || Staged(cuda(Options::default())));
-    // Some products are computed one way, some the other: f32 has six pairs of planes.
-    let sm90 = || Staged(cuda_sm90(Options::default(), 3));
+    // Some products are computed one way, some the other: f32 has six pairs of planes. And small steps in one launch.
+    let sm90 = || Staged(Cuda::on_driver(Arc::new(Emulated::sm90(Options::default(), 3).cooperative(3))));
     let sm90 = Under::new(format!("{} on an emulated GPU of 9.0", E::NAME), sm90);
     vec![under.on(Where::EmulatedGpu), sm90.on(Where::EmulatedGpu)]
 }
