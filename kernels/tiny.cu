@@ -1,7 +1,7 @@
 // FusedStep: the whole step of a small batch in one cooperative launch, from the product x·Wᵀ to the updated weights.
 //
 // A small step is bound by launches and by what they wait for, not by arithmetic: 128×784×64 is 14 million multiply-adds, half a
-// microsecond of an H100's f32 units, in 15 to 20 kernels one after the other. Here it is four phases with three barriers of the whole
+// microsecond of an H100's f32 units, in more than twenty kernels one after the other. Here it is four phases with three barriers of the whole
 // grid between them; all that goes from one to the next lies in the L2.
 //
 // | phase | a block's unit of work | leaves |
@@ -18,7 +18,7 @@
 // of one more barrier. Sums of squares about a rounded mean come from the same order of rows as the comoments, so the variances are the
 // diagonal of the same matrix.
 //
-// Geometry: 256 threads, at most two blocks a multiprocessor (128 registers, 19 KiB of shared memory), as many blocks as there are units.
+// Geometry: 256 threads, at most two blocks a multiprocessor (128 registers, 18 KiB of shared memory), as many blocks as there are units.
 // All blocks must run at the same time. At most 256 latents: a thread each.
 //
 // Predicted for an H100 and 128×784×64, f32, in microseconds: launch 3 to 4; encode 1.5 (seven steps of 128 in depth, an L2 latency and
@@ -229,22 +229,25 @@ struct alignas(16) Shared {
     double q[WARPS][4], offset[WARPS][4];
     float bias[WARPS][4];
 };
+// As the host asks for it.
+static_assert(sizeof(Shared) == 18176);
+extern __shared__ __align__(16) unsigned char shared_memory[];
 
 __device__ __forceinline__ void keep4(float* shared, const float (&v)[4]) {
     *reinterpret_cast<float4*>(shared) = make_float4(v[0], v[1], v[2], v[3]);
 }
 
-/// Sums over warps, of eight columns a lane; thread t is left with that of column t.
-__device__ __forceinline__ float over_warps(Shared& shared, const float (&v)[2][4]) {
+/// Sums over warps, of eight columns a lane; thread t is left with that of column t. Calls take turns with the two halves of the parts:
+/// whoever comes back to a half knows by the barrier of the other that it is read.
+__device__ __forceinline__ float over_warps(Shared& shared, int turn, const float (&v)[2][4]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // Nobody reads the parts before them any more.
-    __syncthreads();
+    float* parts = shared.parts + turn % 2 * WARPS * THREADS;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) keep4(&shared.parts[warp * THREADS + half * WARP_COLS + lane * 4], v[half]);
+    for (int half = 0; half < 2; ++half) keep4(parts + warp * THREADS + half * WARP_COLS + lane * 4, v[half]);
     __syncthreads();
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < WARPS; ++i) sum += shared.parts[i * THREADS + threadIdx.x];
+    for (int i = 0; i < WARPS; ++i) sum += parts[i * THREADS + threadIdx.x];
     return sum;
 }
 
@@ -293,11 +296,12 @@ __device__ __forceinline__ void statistics(const TinyStep<E>& p, Shared& shared,
                 for (int i = 0; i < 4; ++i) product[i][half][k] = fmaf(own[i], centred, product[i][half][k]);
             }
     }
-    const double sum_j = double(over_warps(shared, sum)), square_j = double(over_warps(shared, square));
+    const double sum_j = double(over_warps(shared, 0, sum)), square_j = double(over_warps(shared, 1, square));
     float comoment[4] = {};
-    if (coupled)
+    if (coupled) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) comoment[i] = over_warps(shared, product[i]);
+        for (int i = 0; i < 4; ++i) comoment[i] = over_warps(shared, i, product[i]);
+    }
 
     // Clamped, for rounding may take it below 0. NaN stays.
     double variance = (square_j - sum_j * sum_j / count) / (count - 1.0);
@@ -442,7 +446,7 @@ __device__ __forceinline__ void weights(const TinyStep<E>& p, Shared& shared) {
 
 template <class E>
 __device__ __forceinline__ void tiny_step(const TinyStep<E>& p) {
-    __shared__ Shared shared;
+    Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
     encode(p);
     grid_barrier(p.barrier);
     const int groups = p.has_statistics() ? p.width() / 4 : 0;

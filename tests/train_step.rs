@@ -152,7 +152,8 @@ fn train_step_is_step_and_optimizer<B: HostBackend>(under: &Under<B>) {
             // Not the same for weight and bias.
             let (rule, bias_rule) = (RULES[2 - index % 3], RULES[index % 3]);
             let with_storage = !same_type || index % 2 == 0;
-            let context = format!("{}: {n}×{d}×{h}, {block_rows:?}, λ_wr {lambda_wr}, {rule:?} {bias_rule:?}", under.name);
+            let context =
+                format!("{}: {n}×{d}×{h}, {block_rows:?}, λ_wr {lambda_wr}, {rule:?} {bias_rule:?}", under.name);
             let mut rng = rng((n + d + h) as u64);
             let objective = Objective { lambda_wr, ..Objective::default() };
             let shape = Shape { rows: n, inputs: d, latents: h };

@@ -348,10 +348,11 @@ impl Core {
         kernel: &'static str,
         blocks: u32,
         threads: u32,
+        shared_bytes: u32,
         argument: Argument,
     ) -> Result<()> {
         let grid = [blocks, 1];
-        self.enqueue(Launch { kernel, grid, cluster: 1, cooperative: true, threads, shared_bytes: 0, argument })
+        self.enqueue(Launch { kernel, grid, cluster: 1, cooperative: true, threads, shared_bytes, argument })
     }
 
     /// Enqueues a kernel, unless there is nothing to do.

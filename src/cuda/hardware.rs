@@ -124,8 +124,7 @@ impl Hardware {
             Mainloop::Sm80
         };
         let (modules, functions) = (Vec::new(), HashMap::new());
-        let mut loaded =
-            Self { stream, modules, functions, mainloop, cooperative_blocks, blas: OnceLock::new() };
+        let mut loaded = Self { stream, modules, functions, mainloop, cooperative_blocks, blas: OnceLock::new() };
         for (family, kernels) in FAMILIES {
             let image = image::of(family, mainloop).ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
             // The driver reads 8-byte words; an embedded file has no alignment.

@@ -21,6 +21,9 @@ const GROUP: usize = 4;
 const WEIGHT_COLS: usize = 128;
 const LOSS_ROWS: usize = 8;
 
+/// `Shared` of `kernels/tiny.cu`.
+const SHARED_BYTES: u32 = 18_176;
+
 /// `Outlet` of `kernels/tiny.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -169,6 +172,6 @@ pub(super) fn fused_step<E: CudaElement>(core: &Core, args: FusedStep<'_, Cuda<E
         groups * d.div_ceil(WEIGHT_COLS).max(1),
     ];
     let grid = blocks(units.into_iter().max().unwrap_or(1))?.min(resident);
-    core.launch_together(E::KERNELS.tiny_step, grid, THREADS, Argument::new(&argument))?;
+    core.launch_together(E::KERNELS.tiny_step, grid, THREADS, SHARED_BYTES, Argument::new(&argument))?;
     Ok(true)
 }

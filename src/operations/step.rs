@@ -70,9 +70,7 @@ impl<B: Backend + ?Sized> FusedParameters<'_, B> {
     /// A shorter borrow.
     pub fn reborrow(&mut self) -> FusedParameters<'_, B> {
         match self {
-            Self::Fixed { weight, bias } => {
-                FusedParameters::Fixed { weight: *weight, bias: B::Memory::shorten(*bias) }
-            }
+            Self::Fixed { weight, bias } => FusedParameters::Fixed { weight: *weight, bias: B::Memory::shorten(*bias) },
             Self::Gradients { weight, bias, grad_weight, grad_bias } => FusedParameters::Gradients {
                 weight: *weight,
                 bias: B::Memory::shorten(*bias),

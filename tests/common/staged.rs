@@ -143,12 +143,9 @@ impl<E: CudaElement> CopiedTrained<E> {
             storage: self.storage.as_mut().map(Copied::slice_mut),
             optimizer: match like.optimizer {
                 Optimizer::Sgd { config, .. } => Optimizer::Sgd { config, velocity: first.slice_mut() },
-                Optimizer::Adam { config, step, .. } => Optimizer::Adam {
-                    config,
-                    step,
-                    first_moment: first.slice_mut(),
-                    second_moment: second.slice_mut(),
-                },
+                Optimizer::Adam { config, step, .. } => {
+                    Optimizer::Adam { config, step, first_moment: first.slice_mut(), second_moment: second.slice_mut() }
+                }
             },
         }
     }
@@ -532,15 +529,14 @@ impl<E: CudaElement> Backend for Staged<E> {
             (FusedParameters::Fixed { weight, .. }, CopiedParameters::Fixed(w, b, _)) => {
                 FusedParameters::Fixed { weight: w.mat(weight), bias: b.slice() }
             }
-            (
-                FusedParameters::Gradients { weight, grad_weight, .. },
-                CopiedParameters::Fixed(w, b, Some([dw, db])),
-            ) => FusedParameters::Gradients {
-                weight: w.mat(weight),
-                bias: b.slice(),
-                grad_weight: dw.mat_mut(extent(grad_weight)),
-                grad_bias: db.slice_mut(),
-            },
+            (FusedParameters::Gradients { weight, grad_weight, .. }, CopiedParameters::Fixed(w, b, Some([dw, db]))) => {
+                FusedParameters::Gradients {
+                    weight: w.mat(weight),
+                    bias: b.slice(),
+                    grad_weight: dw.mat_mut(extent(grad_weight)),
+                    grad_bias: db.slice_mut(),
+                }
+            }
             (FusedParameters::Trained { weight, bias }, CopiedParameters::Trained(w, b)) => {
                 FusedParameters::Trained { weight: w.trained(weight), bias: b.trained(bias) }
             }
