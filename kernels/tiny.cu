@@ -126,18 +126,19 @@ __device__ __forceinline__ void multiply(float (&sums)[16], const float (&left)[
             for (int k = 0; k < 4; ++k) sums[4 * i + j] = fmaf(left[i][k], right[j][k], sums[4 * i + j]);
 }
 
-/// Sums over the warp, each by the same tree; lane l is left with that of v[l / 2].
+/// Sums over the warp, each by the same tree; lane l is left with that of v[l / 2]. Lanes that are 2·HALF apart share out their 2·HALF sums.
+template <int HALF = 8>
 __device__ __forceinline__ float warp_sum_16(float (&v)[16]) {
+    const bool upper = threadIdx.x & 2 * HALF;
 #pragma unroll
-    for (int half = 8; half > 0; half /= 2) {
-        const bool upper = threadIdx.x & 2 * half;
-#pragma unroll
-        for (int i = 0; i < half; ++i) {
-            const float give = upper ? v[i] : v[i + half];
-            v[i] = (upper ? v[i + half] : v[i]) + __shfl_xor_sync(FULL_WARP, give, 2 * half);
-        }
+    for (int i = 0; i < HALF; ++i) {
+        const float give = upper ? v[i] : v[i + HALF];
+        v[i] = (upper ? v[i + HALF] : v[i]) + __shfl_xor_sync(FULL_WARP, give, 2 * HALF);
     }
-    return v[0] + __shfl_xor_sync(FULL_WARP, v[0], 1);
+    if constexpr (HALF > 1)
+        return warp_sum_16<HALF / 2>(v);
+    else
+        return v[0] + __shfl_xor_sync(FULL_WARP, v[0], 1);
 }
 
 template <class E>
@@ -154,7 +155,7 @@ __device__ __forceinline__ void encode(const TinyStep<E>& p) {
         float sums[16] = {}, left_part[4][4], right_part[4][4];
         int depth = 0;
         if (aligned && row0 + 4 <= p.rows && col0 + 4 <= p.latents) {
-#pragma unroll 2
+#pragma unroll 1
             for (; depth + WARP_COLS <= p.inputs; depth += WARP_COLS) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {

@@ -117,6 +117,8 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 /// use its two phases:
 /// [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts.
 ///
+/// A batch of one block may be computed at once, where the backend has a way to: see [`FusedStep`].
+///
 /// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or 2H² for a batch of several
 /// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace.
 pub struct DecoderFree<B: Backend> {

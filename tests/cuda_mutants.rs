@@ -341,7 +341,7 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
             step(problem([5, 6, 3], all, Activation::Identity), false, strided);
             step(problem([11, 7, 6], Objective { lambda_tc: 0.0, ..all }, Activation::Softplus), true, strided);
             let lse = Objective { lambda_var: 0.0, lambda_tc: 0.0, reduction: Reduction::Mean, ..all };
-            step(problem([9, 5, 10], lse, Activation::Relu), true, dense);
+            step(problem([19, 8, 10], lse, Activation::Relu), true, dense);
             // Whole steps of loops that the compiler unrolls, with what is left over.
             step(problem([55, 132, 13], Objective { lambda_lse: 0.0, ..all }, Activation::Relu), true, dense);
             step(problem([6, 260, 5], all, Activation::Relu), true, dense);
