@@ -139,12 +139,11 @@ pub(super) fn fused_step<E: CudaElement>(core: &Core, args: FusedStep<'_, Cuda<E
         }
         FusedParameters::Trained { weight, bias } => (Outlet::trained(weight), Outlet::trained(bias)),
     };
-    let (weight, bias) = args.parameters.operands(d)?;
     let objective = args.objective;
     let argument = TinyStep {
         x: View::new(&args.x),
-        weight: View::new(&weight),
-        bias: bias.address(),
+        weight: View::new(&args.parameters.weight(d)?),
+        bias: args.parameters.bias().address(),
         activations: args.activations.as_ref().map_or(View::NONE, View::of),
         dz: args.dz.as_ref().map_or(View::NONE, View::of),
         row_loss: args.row_loss.address(),

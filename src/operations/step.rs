@@ -83,16 +83,19 @@ impl<B: Backend + ?Sized> FusedParameters<'_, B> {
         }
     }
 
-    /// W and b as they stand, W with `inputs` columns.
-    pub fn operands(&self, inputs: usize) -> Result<(Mat<'_, B, B::Element>, Slice<'_, B, B::Real>)> {
+    /// W as it stands, with `inputs` columns.
+    pub fn weight(&self, inputs: usize) -> Result<Mat<'_, B, B::Element>> {
         match self {
-            Self::Fixed { weight, bias } | Self::Gradients { weight, bias, .. } => {
-                Ok((*weight, B::Memory::shorten(*bias)))
-            }
-            Self::Trained { weight, bias } => {
-                let bias = B::Memory::as_ref::<B::Real>(&bias.parameters);
-                Ok((weight.matrix(B::Memory::len::<B::Real>(&bias), inputs)?, bias))
-            }
+            Self::Fixed { weight, .. } | Self::Gradients { weight, .. } => Ok(*weight),
+            Self::Trained { weight, .. } => weight.matrix(B::Memory::len::<B::Real>(&self.bias()), inputs),
+        }
+    }
+
+    /// b as it stands.
+    pub fn bias(&self) -> Slice<'_, B, B::Real> {
+        match self {
+            Self::Fixed { bias, .. } | Self::Gradients { bias, .. } => B::Memory::shorten(*bias),
+            Self::Trained { bias, .. } => B::Memory::as_ref(&bias.parameters),
         }
     }
 }
@@ -101,7 +104,7 @@ impl<B: Backend + ?Sized> FusedStep<'_, B> {
     /// Checks shapes and settings and returns (N, D, H).
     pub fn check(&self) -> Result<(usize, usize, usize)> {
         let (n, d) = (self.x.rows(), self.x.cols());
-        let (weight, bias) = self.parameters.operands(d)?;
+        let (weight, bias) = (self.parameters.weight(d)?, self.parameters.bias());
         let h = weight.rows();
         weight.expect("weight", h, d)?;
         check_len("bias", h, B::Memory::len::<B::Real>(&bias))?;
