@@ -214,3 +214,13 @@ CHECK c_atomics(ARGUMENTS) {
     __syncwarp();
     if (lane < 4) out[lane] = s[lane];
 }
+
+CHECK c_relaxed(ARGUMENTS) {
+    LANE;
+    if (lane == 0) out[32] = in[0];
+    __syncwarp();
+    atomic_add_relaxed(out + 32, in[1 + lane]);
+    fence_device();
+    __syncwarp();
+    out[lane] = load_relaxed(out + 32);
+}

@@ -67,6 +67,21 @@ PTX_FN void store_8(void* to, const uint32_t (&v)[2]) {
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v[0]), "r"(v[1]) : "memory");
 }
 
+/// Orders this thread's accesses before it and after it, for the whole device.
+PTX_FN void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+/// Adds to a number that other blocks add to, and returns what stood there. It orders nothing.
+PTX_FN uint32_t atomic_add_relaxed(uint32_t* to, uint32_t value) {
+    uint32_t before;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(__cvta_generic_to_global(to)), "r"(value) : "memory");
+    return before;
+}
+/// Reads a number that other blocks change meanwhile. It orders nothing.
+PTX_FN uint32_t load_relaxed(const uint32_t* from) {
+    uint32_t value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(from)) : "memory");
+    return value;
+}
+
 /// Barrier number `id` of `threads` threads of the block.
 PTX_FN void named_barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 

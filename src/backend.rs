@@ -121,6 +121,14 @@ pub trait Backend: Send + Sync {
     fn product_update(&self, args: ProductUpdate<'_, Self>) -> Result<()> {
         product_then_update(self, args)
     }
+
+    // Whole steps
+    /// A batch's losses, and gradients or updates, at once: true if the backend has a way to for these extents, else nothing is done. It
+    /// depends on the extents of the call alone, so that a plan that is larger than a batch changes nothing.
+    fn fused_step(&self, args: FusedStep<'_, Self>) -> Result<bool> {
+        let _ = args;
+        Ok(false)
+    }
 }
 
 /// A product and the optimiser's step, one after the other.

@@ -96,13 +96,22 @@ pub struct Trained<'a, B: Backend + ?Sized> {
 
 impl<B: Backend + ?Sized> Trained<'_, B> {
     /// What the products read.
-    fn matrix(&self, rows: usize, cols: usize) -> Result<Mat<'_, B, B::Element>> {
+    pub(crate) fn matrix(&self, rows: usize, cols: usize) -> Result<Mat<'_, B, B::Element>> {
         let stored = match &self.storage {
             Some(storage) => B::Memory::as_ref(storage),
             None => B::Memory::as_type(B::Memory::as_ref::<B::Real>(&self.parameters))
                 .ok_or(Error::NoStorage { storage: B::Element::NAME, parameters: B::Real::NAME })?,
         };
         MatRef::from_memory(stored, rows, cols, cols)
+    }
+
+    /// A shorter borrow.
+    pub(crate) fn reborrow(&mut self) -> Trained<'_, B> {
+        Trained {
+            parameters: B::Memory::reborrow(&mut self.parameters),
+            storage: self.storage.as_mut().map(B::Memory::reborrow),
+            optimizer: self.optimizer.reborrow(),
+        }
     }
 }
 
@@ -111,6 +120,8 @@ impl<B: Backend + ?Sized> Trained<'_, B> {
 /// [`step`](Self::step) is the whole of it on one device, [`train_step`](Self::train_step) updates the parameters too. Hosts that shard rows
 /// use its two phases: [`statistics`](Self::statistics), a sum over hosts, [`backward`](Self::backward), a sum of the gradients over hosts; or, where
 /// the sums stay in the backend's memory, [`statistics_packed`](Self::statistics_packed) and [`backward_packed`](Self::backward_packed).
+///
+/// A batch of one block may be computed at once, where the backend has a way to: see [`FusedStep`].
 ///
 /// Memory: block·H activations and as many gradients; min(N,H)² numbers for the correlation term, or H² for a batch of several
 /// blocks; min(H,D)² for weight redundancy; H·(D+1) for the gradients once it trains; the workspace. [`DecoderFreeConfig::memory`] tells the
@@ -134,6 +145,8 @@ pub struct DecoderFree<B: Backend> {
     terms: Buffer<B, f64>,
     /// For statistics in the host's memory; made when first needed.
     packed: Option<PackedBuffers<B>>,
+    /// What [`FusedStep`] keeps from call to call.
+    fused: Buffer<B, f64>,
     /// Gradients of weight and bias in training; made when first needed.
     gradients: Option<Gradients<B>>,
     workspace: Buffer<B, f64>,
@@ -201,6 +214,7 @@ impl<B: Backend> DecoderFree<B> {
             weight_gram: backend.alloc(lens.weight_gram)?,
             terms: backend.alloc(3)?,
             packed: None,
+            fused: backend.alloc(1)?,
             gradients: None,
             workspace: backend.alloc(lens.workspace)?,
             count: 0,
@@ -227,7 +241,7 @@ impl<B: Backend> DecoderFree<B> {
         }
         let moments = &self.moments;
         let reals = [&self.row_loss, &moments.shift, &self.mean, &self.variance, &self.scale, &self.offset];
-        let sums = [&moments.row_loss_sum, &moments.sum, &moments.sum_squares, &self.terms];
+        let sums = [&moments.row_loss_sum, &moments.sum, &moments.sum_squares, &self.terms, &self.fused];
         let packed = self.packed.as_ref();
         let gradients = self.gradients.as_ref().map(|gradients| [&gradients.weight, &gradients.bias]);
         PlanMemory {
@@ -269,6 +283,13 @@ impl<B: Backend> DecoderFree<B> {
         step.weight.optimizer.check(h.checked_mul(d).ok_or(Error::Overflow { what: "the gradient" })?)?;
         step.bias.optimizer.check(h)?;
         let correlation = self.check_batch(x.rows())?;
+        // The weight term needs the gradient in memory.
+        if self.config.objective.lambda_wr == 0.0 {
+            let parameters = FusedParameters::Trained { weight: step.weight.reborrow(), bias: step.bias.reborrow() };
+            if self.fused(x, parameters, &mut step.activations, &mut step.row_loss, false)? {
+                return Ok(());
+            }
+        }
         // Taken, as the plan's methods borrow all of it.
         let mut gradients = match self.gradients.take() {
             Some(gradients) => gradients,
@@ -333,6 +354,10 @@ impl<B: Backend> DecoderFree<B> {
         correlation: Correlation,
         whole_product: bool,
     ) -> Result<()> {
+        // Where the last product is the caller's to make, the backend has already said no.
+        if whole_product && self.fused_gradients(step)? {
+            return Ok(());
+        }
         let count = step.x.rows() as u64;
         self.first_pass(step.x, step.weight, step.bias, &mut step.activations, &mut step.row_loss, correlation)?;
         let activations = step.activations.as_ref().map(MatMut::as_ref);
@@ -359,11 +384,75 @@ impl<B: Backend> DecoderFree<B> {
         self.check_inputs(x, weight, bias)?;
         self.check_outputs(x.rows(), activations.as_ref(), row_loss.as_ref())?;
         let correlation = self.check_batch(x.rows())?;
-        self.first_pass(x, weight, bias, &mut activations, &mut row_loss, correlation)?;
-        let activations = activations.as_ref().map(MatMut::as_ref);
-        self.finish(x.rows() as u64, activations, correlation)?;
-        self.dual(x.rows(), activations, None, correlation)?;
+        let parameters = FusedParameters::Fixed { weight, bias: B::Memory::shorten(bias) };
+        if !self.fused(x, parameters, &mut activations, &mut row_loss, false)? {
+            self.first_pass(x, weight, bias, &mut activations, &mut row_loss, correlation)?;
+            let activations = activations.as_ref().map(MatMut::as_ref);
+            self.finish(x.rows() as u64, activations, correlation)?;
+            self.dual(x.rows(), activations, None, correlation)?;
+        }
         self.weight_term(weight, None)
+    }
+
+    /// A batch of one block at once, but for the weight term; false if the backend does it in parts. `dz`: whether dZ is kept.
+    fn fused(
+        &mut self,
+        x: Mat<'_, B, B::Element>,
+        mut parameters: FusedParameters<'_, B>,
+        activations: &mut Option<MatOut<'_, B, B::Element>>,
+        row_loss: &mut Option<SliceMut<'_, B, B::Real>>,
+        dz: bool,
+    ) -> Result<bool> {
+        let (rows, h) = (x.rows(), self.config.shape.latents);
+        // Always in the primal form: the dual one may be asked for.
+        if rows > self.block_rows || self.config.correlation_form == Form::Dual {
+            return Ok(false);
+        }
+        let (block, mut own) = (0..rows, None);
+        let is_fused = self.backend.fused_step(FusedStep {
+            x,
+            parameters: parameters.reborrow(),
+            activation: self.config.activation,
+            objective: self.config.objective,
+            activations: activations.as_mut().map(MatMut::reborrow),
+            row_loss: rows_of::<B>(row_loss, &mut self.row_loss, &block),
+            dz: if dz { Some(block_of(&mut own, &mut self.dz, &block, h)?) } else { None },
+            row_loss_sum: B::Memory::slice_mut(&mut self.moments.row_loss_sum),
+            losses: B::Memory::part_mut(B::Memory::slice_mut(&mut self.terms), 0..2),
+            state: B::Memory::slice_mut(&mut self.fused),
+            workspace: B::Memory::slice_mut(&mut self.workspace),
+        })?;
+        if is_fused {
+            self.count = rows as u64;
+        }
+        Ok(is_fused)
+    }
+
+    /// Gradients of a batch of one block at once, but for the weight term; false if the backend does it in parts.
+    fn fused_gradients(&mut self, step: &mut DecoderFreeStep<'_, B>) -> Result<bool> {
+        let DecoderFreeStep { x, weight, bias, grad_weight, grad_bias, grad_x, activations, row_loss } = step;
+        let parameters = FusedParameters::Gradients {
+            weight: *weight,
+            bias: B::Memory::shorten(*bias),
+            grad_weight: grad_weight.reborrow(),
+            grad_bias: B::Memory::reborrow(grad_bias),
+        };
+        if !self.fused(*x, parameters, activations, row_loss, grad_x.is_some())? {
+            return Ok(false);
+        }
+        if let Some(grad_x) = grad_x {
+            let (rows, h) = (x.rows(), self.config.shape.latents);
+            let dz = B::Memory::part(B::Memory::slice(&self.dz), 0..rows * h);
+            self.backend.product(Product {
+                layout: Layout::Nn,
+                left: MatRef::from_memory(dz, rows, h, h)?,
+                right: *weight,
+                accumulate: false,
+                out: grad_x.reborrow(),
+                workspace: B::Memory::slice_mut(&mut self.workspace),
+            })?;
+        }
+        Ok(true)
     }
 
     /// Losses of the last batch. Waits for the device.

@@ -6,7 +6,7 @@ mod common;
 
 use common::anywhere::{Gradients, Step, Training};
 use common::captured::{Capturing, Enqueued};
-use common::emulated::{Emulated, all_options, cuda, cuda_sm90};
+use common::emulated::{Emulated, all_options, cuda, cuda_fused, cuda_sm90};
 use common::staged::Staged;
 use common::{Place, Under, assert_same_bits, integers, ops, reference, relative, rng, rounded, uniform};
 use ptx_emulator::Options;
@@ -61,7 +61,9 @@ fn check<E: CudaElement>(form: Form, precision: Precision) {
     for options in all_options() {
         // Of 9.0 with warpgroups together and in turn.
         let sm90 = Schedule::ALL.map(|schedule| cuda_sm90::<E>(options.clone(), schedule));
-        for cuda in [cuda::<E>(options.clone())].into_iter().chain(sm90) {
+        // And in one launch.
+        let fused = cuda_fused::<E>(options.clone(), 3);
+        for cuda in [cuda::<E>(options.clone()), fused].into_iter().chain(sm90) {
             let found = step.run(cuda.clone().with_precision(precision)).unwrap();
             assert_close(&format!("{cuda:?} {form:?} {precision:?} {options:?}"), bar, &found, &truth);
         }
@@ -337,11 +339,12 @@ fn the_library_gets_4096_rows_at_a_time() {
 /// every later step.
 #[test]
 fn a_captured_step_is_replayed() {
-    fn check<E: CudaElement>(form: Form, block_rows: Option<usize>, library: bool) {
+    fn check<E: CudaElement>(form: Form, block_rows: Option<usize>, library: bool, blocks_together: u32) {
         let shape = Shape { rows: 70, inputs: 37, latents: 45 };
-        let context = format!("{} {form:?} {block_rows:?}, library: {library}", E::NAME);
+        let context =
+            format!("{} {form:?} {block_rows:?}, library: {library}, {blocks_together} blocks together", E::NAME);
         let device = if library { Emulated::with_library(plain(), |_| true) } else { Emulated::new(plain()) };
-        let device = Arc::new(Capturing::new(device));
+        let device = Arc::new(Capturing::new(device.cooperative(blocks_together)));
         let mut first = step_of::<E>(shape, form);
         first.config.block_rows = block_rows;
         let scaled = |values: &[f64], factor: f64| rounded::<E>(&values.iter().map(|v| v * factor).collect::<Vec<_>>());
@@ -375,10 +378,11 @@ fn a_captured_step_is_replayed() {
             }
         }
     }
-    check::<sae_kernels::bf16>(Form::Primal, None, false);
-    check::<sae_kernels::bf16>(Form::Dual, None, false);
-    check::<sae_kernels::bf16>(Form::Primal, Some(32), false);
-    check::<sae_kernels::bf16>(Form::Primal, Some(32), true);
-    check::<f32>(Form::Primal, Some(32), false);
-    check::<f32>(Form::Dual, None, false);
+    check::<sae_kernels::bf16>(Form::Primal, None, false, 0);
+    check::<sae_kernels::bf16>(Form::Primal, None, false, 3);
+    check::<sae_kernels::bf16>(Form::Dual, None, false, 0);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), false, 0);
+    check::<sae_kernels::bf16>(Form::Primal, Some(32), true, 0);
+    check::<f32>(Form::Primal, Some(32), false, 0);
+    check::<f32>(Form::Dual, None, false, 0);
 }

@@ -14,11 +14,14 @@ use common::ops::{
     StatisticsPart,
 };
 use common::staged::Staged;
-use common::{Place, Under, rng, uniform};
+use common::{Guarded, Place, Plan, Problem, Under, rng, uniform};
 use ptx_emulator::{Device, Module, Options, Rule, mutate};
 use sae_kernels::cuda_driver::{Driver, FAMILIES, Launch, Mainloop, Schedule, Tensor, TensorMap};
-use sae_kernels::operations::{Adam, AdamConfig, Layout, Sgd, SgdConfig};
-use sae_kernels::{Activation, Backend, Cuda, CudaElement, Form, Objective, Precision, Result, Statistics, bf16, f16};
+use sae_kernels::operations::{Adam, AdamConfig, Layout, Optimizer, Sgd, SgdConfig};
+use sae_kernels::{
+    Activation, Backend, Cuda, CudaElement, DecoderFree, DecoderFreeConfig, DecoderFreeTrainStep, Form, Objective,
+    Precision, Reduction, Result, Shape, Statistics, Trained, bf16, f16,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -55,6 +58,9 @@ impl Driver for Recorder {
     }
     fn mainloop(&self) -> Mainloop {
         self.emulated.mainloop()
+    }
+    fn cooperative_blocks(&self) -> u32 {
+        self.emulated.cooperative_blocks()
     }
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
         self.emulated.tensor_map(tensor)
@@ -329,8 +335,75 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
                 under.backend.adam(args).unwrap();
             }
         }
+        "tiny" => {
+            // Another precision is another product: there is none.
+            if E::IS_16_BIT && under.backend.0.precision() == Precision::Storage {
+                return;
+            }
+            let problem = |[n, d, h]: [usize; 3], objective, activation| Problem {
+                shape: Shape { rows: n, inputs: d, latents: h },
+                x: numbers(n * d, 1.0),
+                weight: numbers(h * d, 0.5),
+                bias: numbers(h, 0.3),
+                objective,
+                activation,
+            };
+            let all = Objective { lambda_lse: 0.7, lambda_var: 0.3, lambda_tc: 1.5, ..Objective::default() };
+            let step = |problem: Problem, outputs, place| {
+                problem
+                    .step(under, &Plan { outputs, place, correlation_form: Form::Primal, ..Plan::default() })
+                    .unwrap();
+            };
+            step(problem([5, 6, 3], all, Activation::Identity), false, strided);
+            step(problem([11, 7, 6], Objective { lambda_tc: 0.0, ..all }, Activation::Softplus), true, strided);
+            let lse = Objective { lambda_var: 0.0, lambda_tc: 0.0, reduction: Reduction::Mean, ..all };
+            step(problem([19, 8, 10], lse, Activation::Relu), true, dense);
+            // Whole steps of loops that the compiler unrolls, with what is left over.
+            step(problem([55, 132, 13], Objective { lambda_lse: 0.0, ..all }, Activation::Relu), true, dense);
+            step(problem([6, 260, 5], all, Activation::Relu), true, dense);
+            // Of all warps.
+            step(problem([9, 2, 253], all, Activation::Relu), true, dense);
+            for momentum in [None, Some(0.0), Some(0.9)] {
+                let sgd = momentum.map(|momentum| SgdConfig { learning_rate: 0.05, momentum, weight_decay: 0.1 });
+                train(under, &problem([9, 132, 6], all, Activation::Relu), sgd, dense);
+                train(under, &problem([9, 5, 6], all, Activation::Relu), sgd, strided);
+            }
+        }
         _ => panic!("no workload for the family {family}"),
     }
+}
+
+/// A step of training by Adam, or by gradient descent.
+fn train<E: CudaElement>(under: &Under<Staged<E>>, problem: &Problem, sgd: Option<SgdConfig>, place: Place) {
+    let Problem { shape, objective, activation, .. } = *problem;
+    let Shape { rows: n, inputs: d, latents: h } = shape;
+    let config = DecoderFreeConfig { objective, activation, ..DecoderFreeConfig::new(shape) };
+    let mut model = DecoderFree::new(under.fresh(), config).unwrap();
+    let x = Guarded::<E>::matrix(place, n, d, &problem.x);
+    let vector = |values: &[f64]| Guarded::<f32>::vector(place, values);
+    let mut storage = [&problem.weight, &problem.bias].map(|values| Guarded::<E>::vector(place, values));
+    let mut parameters = [vector(&problem.weight), vector(&problem.bias)];
+    let state = |len: usize| if sgd.is_some_and(|sgd| sgd.momentum == 0.0) { vec![] } else { positive(len) };
+    let mut first = [vector(&state(h * d)), vector(&state(h))];
+    let mut second = [vector(&positive(h * d)), vector(&positive(h))];
+    let ([w0, b0], [w1, b1], [w2, b2]) = (&mut parameters, &mut first, &mut second);
+    let [mut weight, mut bias] = [(w0, w1, w2), (b0, b1, b2)].map(|(parameters, first, second)| Trained {
+        parameters: parameters.slice_mut(),
+        storage: None,
+        optimizer: match sgd {
+            Some(config) => Optimizer::Sgd { config, velocity: first.slice_mut() },
+            None => Optimizer::Adam {
+                config: AdamConfig { weight_decay: 0.1, eps: 0.1, ..AdamConfig::default() },
+                step: 3,
+                first_moment: first.slice_mut(),
+                second_moment: second.slice_mut(),
+            },
+        },
+    });
+    let [weight_storage, bias_storage] = &mut storage;
+    (weight.storage, bias.storage) = (Some(weight_storage.slice_mut()), Some(bias_storage.slice_mut()));
+    let step = DecoderFreeTrainStep { x: x.mat(), weight, bias, activations: None, row_loss: None };
+    model.train_step(step).unwrap();
 }
 
 /// The family's launches of all element types, the cheapest of each kernel first.
@@ -478,6 +551,7 @@ const SURVIVORS: &[Survivor] = &[
             "responsibilities",
             "row_norms",
             "sgd",
+            "tiny_step",
         ],
         reason: "one access of four elements and four of one element do the same; where both may be, it is a matter of speed",
     },
@@ -496,13 +570,13 @@ const SURVIVORS: &[Survivor] = &[
     Survivor {
         file: "common.cuh",
         line: "const float slope = -expm1f(-a);",
-        kernels: &["backward", "decode_backward", "pointwise"],
+        kernels: &["backward", "decode_backward", "pointwise", "tiny_step"],
         reason: "expm1f's own cases: near overflow, and of 0",
     },
     Survivor {
         file: "common.cuh",
         line: "rectified + log1pf(expf(-fabsf(z)))",
-        kernels: &["encode"],
+        kernels: &["encode", "tiny_step"],
         reason: "log1pf's own case: infinity",
     },
     Survivor {
@@ -649,6 +723,30 @@ const SURVIVORS: &[Survivor] = &[
         kernels: &["finish_rows"],
         reason: "log's own case: subnormal numbers",
     },
+    Survivor {
+        file: "tiny.cu",
+        line: "const bool aligned = is_aligned(p.x) && is_aligned(p.weight);",
+        kernels: &["tiny_step"],
+        reason: "the loop that minds ends makes the same sums in the same order: it is a matter of speed",
+    },
+    Survivor {
+        file: "tiny.cu",
+        line: "if (lane % 2 == 0)",
+        kernels: &["tiny_step"],
+        reason: "both lanes of a pair hold the same number, and each writes it to one of two places",
+    },
+    Survivor {
+        file: "tiny.cu",
+        line: "const double loss = double(least) - log(warp_sum(double(sum)));",
+        kernels: &["tiny_step"],
+        reason: "log's own case: subnormal numbers",
+    },
+    Survivor {
+        file: "tiny.cu",
+        line: "p.variance_losses[first + j] = -log(v + p.eps);",
+        kernels: &["tiny_step"],
+        reason: "log's own case: subnormal numbers",
+    },
 ];
 
 /// The lines of a file of `kernels/`; none of a system header.
@@ -670,7 +768,7 @@ fn listed(kernel: &str, file: &str, line: &str) -> Option<usize> {
 /// Every mutant of a family's kernels.
 fn check(family: &str) {
     let kernels = FAMILIES.iter().find(|(name, _)| *name == family).expect("a family").1;
-    let launches = record(family, kernels, Emulated::new, 141);
+    let launches = record(family, kernels, |options| Emulated::new(options).cooperative(3), 141);
     let ptx = emulated::ptx(family, Mainloop::Sm80);
     let files = mutate::files(&ptx);
     let sources: HashMap<u32, (String, Vec<String>)> =
@@ -830,4 +928,4 @@ macro_rules! families {
         }
     };
 }
-families! { activations backward decode encode dual redundancy product statistics prepare reduce optimizer }
+families! { activations backward decode encode dual redundancy product statistics prepare reduce optimizer tiny }

@@ -98,7 +98,7 @@ fn documented(config: &DecoderFreeConfig, element: usize) -> PlanMemory {
         block: 2 * element * b * h,
         correlation,
         redundancy,
-        vectors: 4 * n + 36 * h + 32,
+        vectors: 4 * n + 36 * h + 40,
         gradients: 0,
         packed: 0,
         workspace: 0,
@@ -590,6 +590,34 @@ mod cuda {
             statistics.sums_mut()[0] = 300.0;
             model.backward(operands.of_step(300, 20, h), &statistics, true).unwrap();
             assert_eq!(device.balance(), made, "{config:?}: the second phase allocates");
+        }
+    }
+
+    /// What a small step in one launch has for scratch is in the workspace, and no step allocates it.
+    #[test]
+    fn small_steps_take_what_the_formula_says() {
+        for ([rows, inputs, latents], fits) in
+            [([128, 784, 64], true), ([9000, 3, 255], true), ([70, 1025, 64], false), ([70, 37, 257], false)]
+        {
+            for config in configurations(Shape { rows, inputs, latents }, &[100]) {
+                let device = Arc::new(Accounts::new(Nowhere::new(Mainloop::Sm80, None).cooperative()));
+                let (plain, fused) = (nowhere::<f32>(Mainloop::Sm80, None).0, Cuda::<f32>::on_driver(device.clone()));
+                let m = config.block_rows.unwrap_or(rows).min(512);
+                let (m4, h4) = (m.next_multiple_of(4), latents.next_multiple_of(4));
+                let scratch = [[4 * m4 * h4; 2], [4 * h4 * h4, m4 * h4], [4 * h4; 2], [4 * h4, 8 * m], [8 * h4; 2]];
+                let without = config.memory(&plain).unwrap();
+                let workspace = match fits && config.correlation_form != Form::Dual {
+                    true => without.workspace.max(aligned([scratch.into_iter().flatten().map(room).sum()])),
+                    false => without.workspace,
+                };
+                let memory = config.memory(&fused).unwrap();
+                assert_eq!(memory, PlanMemory { workspace, ..without }, "{config:?}");
+                let mut model = DecoderFree::new(fused, config).unwrap();
+                let made = device.balance();
+                assert_eq!(made.bytes, memory.total(), "{config:?}");
+                Operands::new(config.shape).step(&mut model);
+                assert_eq!(device.balance(), made, "{config:?}: a step allocates");
+            }
         }
     }
 

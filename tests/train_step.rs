@@ -139,7 +139,8 @@ fn product_update_is_product_and_optimizer<B: HostBackend>(under: &Under<B>) {
 fn train_step_is_step_and_optimizer<B: HostBackend>(under: &Under<B>) {
     let same_type = B::Element::NAME == B::Real::NAME;
     let plans = [(None, 0.0), (Some(7), 0.0), (None, 0.3), (Some(7), 0.3)];
-    for (index, (block_rows, lambda_wr)) in under.cases(plans, [(Some(7), 0.0)]).into_iter().enumerate() {
+    let few = [(Some(7), 0.0), (None, 0.0), (None, 0.3)];
+    for (index, (block_rows, lambda_wr)) in under.cases(plans, few).into_iter().enumerate() {
         for Shape { rows: n, inputs: d, latents: h } in under.cases(
             [
                 Shape { rows: 20, inputs: 33, latents: 17 },
@@ -148,9 +149,11 @@ fn train_step_is_step_and_optimizer<B: HostBackend>(under: &Under<B>) {
             ],
             [Shape { rows: 9, inputs: 20, latents: 5 }],
         ) {
-            let rule = RULES[2 - index % 3];
+            // Not the same for weight and bias.
+            let (rule, bias_rule) = (RULES[2 - index % 3], RULES[index % 3]);
             let with_storage = !same_type || index % 2 == 0;
-            let context = format!("{}: {n}×{d}×{h}, {block_rows:?}, λ_wr {lambda_wr}, {rule:?}", under.name);
+            let context =
+                format!("{}: {n}×{d}×{h}, {block_rows:?}, λ_wr {lambda_wr}, {rule:?} {bias_rule:?}", under.name);
             let mut rng = rng((n + d + h) as u64);
             let objective = Objective { lambda_wr, ..Objective::default() };
             let shape = Shape { rows: n, inputs: d, latents: h };
@@ -160,7 +163,7 @@ fn train_step_is_step_and_optimizer<B: HostBackend>(under: &Under<B>) {
             let weight = rounded::<B::Element>(&uniform(&mut rng, h * d, 0.3));
             let bias = rounded::<B::Real>(&uniform(&mut rng, h, 0.3));
             let [mut found_weight, mut expected_weight] = [0; 2].map(|_| Parameters::<B>::new(rule, &weight));
-            let [mut found_bias, mut expected_bias] = [0; 2].map(|_| Parameters::<B>::new(rule, &bias));
+            let [mut found_bias, mut expected_bias] = [0; 2].map(|_| Parameters::<B>::new(bias_rule, &bias));
             for step in 1..=3 {
                 // A batch smaller than the plan's in between.
                 let n = if step == 2 { n - 1 } else { n };

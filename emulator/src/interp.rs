@@ -88,6 +88,11 @@ pub(crate) fn run(env: &mut Env, block: &mut Block, t: usize) -> Outcome<Stop> {
                 let mut memory = Memory { env, home: who.block, shared, local, thread, clock };
                 let value = memory.load(m, address, n, who)?;
                 put_loaded(m, value, regs);
+                // The same again: it is polling, and learns nothing before others had their turn.
+                if m.strong && thread.read.replace((address, value)) == Some((address, value)) {
+                    pc += 1;
+                    break Stop::Preempted;
+                }
             }
             Op::Store(m) => {
                 let address = r!(m.base).wrapping_add(m.offset as i64 as u64);

@@ -82,6 +82,8 @@ pub(crate) struct Thread {
     /// Cluster barriers arrived at.
     pub cluster_arrivals: u32,
     pub executed: u64,
+    /// The last strong load: where, and what it found.
+    pub read: Option<(u64, u128)>,
     pub defined: Vec<u64>,
     pub call_area: Vec<u8>,
 }
@@ -236,6 +238,7 @@ impl Block {
             in_flight: InFlight::default(),
             cluster_arrivals: 0,
             executed: 0,
+            read: None,
             defined: vec![0; kernel.tracked.div_ceil(64)],
             call_area: vec![0; kernel.call_bytes],
         };

@@ -137,6 +137,7 @@ impl<E: CpuElement> Backend for Cpu<E> {
             Operation::ColumnSums => product::column_sums_workspace_len(n, d.max(h)),
             Operation::PrimalRedundancy => redundancy::workspace_len(core, h, d, false),
             Operation::DualRedundancy => redundancy::workspace_len(core, h, d, true),
+            Operation::FusedStep => 0,
             Operation::Decode => decode::workspace_len(core, n, d, h),
             Operation::DecodeBackward => decode::backward_workspace_len(core, n, d, h),
         })

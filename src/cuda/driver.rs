@@ -28,6 +28,11 @@ pub trait Driver: Send + Sync {
     unsafe fn download(&self, source: u64, target: &mut [u8]) -> Result<()>;
     /// Which mainloop the products of this device's kernels have.
     fn mainloop(&self) -> Mainloop;
+    /// Blocks of a cooperative launch of [`tiny_step`](super::image::FAMILIES) that certainly run at the same time; 0 where the device has
+    /// no such launches.
+    fn cooperative_blocks(&self) -> u32 {
+        0
+    }
     /// What bulk copies need to know of a tensor; asked for only under [`Mainloop::Sm90`].
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap>;
     /// Enqueues a kernel.
@@ -145,6 +150,8 @@ pub struct Launch {
     pub grid: [u32; 2],
     /// Blocks of a cluster along x, as the kernel was compiled for; 1 without clusters.
     pub cluster: u32,
+    /// Whether all blocks run at the same time, and may wait for each other.
+    pub cooperative: bool,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.

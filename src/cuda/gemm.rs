@@ -310,7 +310,7 @@ impl Core {
             }
         };
         let (grid, shared_bytes) = ([grid, 1], shared_bytes(mainloop));
-        self.enqueue(Launch { kernel, grid, cluster, threads, shared_bytes, argument })
+        self.enqueue(Launch { kernel, grid, cluster, cooperative: false, threads, shared_bytes, argument })
     }
 
     /// A kernel with one thread for each of `count` elements.
@@ -332,7 +332,20 @@ impl Core {
         shared_bytes: u32,
         argument: Argument,
     ) -> Result<()> {
-        self.enqueue(Launch { kernel, grid, cluster: 1, threads, shared_bytes, argument })
+        self.enqueue(Launch { kernel, grid, cluster: 1, cooperative: false, threads, shared_bytes, argument })
+    }
+
+    /// Enqueues a kernel whose blocks wait for each other, at most [`Driver::cooperative_blocks`](super::driver::Driver::cooperative_blocks).
+    pub(super) fn launch_together(
+        &self,
+        kernel: &'static str,
+        blocks: u32,
+        threads: u32,
+        shared_bytes: u32,
+        argument: Argument,
+    ) -> Result<()> {
+        let grid = [blocks, 1];
+        self.enqueue(Launch { kernel, grid, cluster: 1, cooperative: true, threads, shared_bytes, argument })
     }
 
     /// Enqueues a kernel, unless there is nothing to do.

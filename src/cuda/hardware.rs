@@ -16,6 +16,7 @@ pub(super) struct Hardware {
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, sys::CUfunction>,
     mainloop: Mainloop,
+    cooperative_blocks: u32,
     /// Opened when first asked for: the library is large, and `f32` has no use for it.
     blas: OnceLock<Option<Blas>>,
 }
@@ -108,15 +109,18 @@ impl Hardware {
         let context = stream.context().clone();
         context.bind_to_thread().map_err(failed("binding the context"))?;
         let capability = context.compute_capability().map_err(failed("asking for the compute capability"))?;
+        let attribute = |attribute| context.attribute(attribute).map_err(failed("asking for an attribute"));
+        let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let is_cooperative = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0;
+        // The kernel's launch bounds are of two blocks a multiprocessor.
+        let cooperative_blocks = if is_cooperative { 2 * multiprocessors.max(0) as u32 } else { 0 };
         let mainloop = if capability == (9, 0) && !portable && image::has_sm90() {
-            let multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-            let multiprocessors = context.attribute(multiprocessors).map_err(failed("counting multiprocessors"))?;
             Mainloop::Sm90 { multiprocessors: multiprocessors.max(2) as u32, schedule: None }
         } else {
             Mainloop::Sm80
         };
         let (modules, functions) = (Vec::new(), HashMap::new());
-        let mut loaded = Self { stream, modules, functions, mainloop, blas: OnceLock::new() };
+        let mut loaded = Self { stream, modules, functions, mainloop, cooperative_blocks, blas: OnceLock::new() };
         for (family, kernels) in FAMILIES {
             let image = image::of(family, mainloop).ok_or(Error::KernelsNotBuilt { reason: "an image is missing" })?;
             // The driver reads 8-byte words; an embedded file has no alignment.
@@ -221,6 +225,10 @@ impl Driver for Hardware {
         self.mainloop
     }
 
+    fn cooperative_blocks(&self) -> u32 {
+        self.cooperative_blocks
+    }
+
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         // SAFETY: the arrays are as long as the rank says; the address is not followed.
@@ -250,9 +258,10 @@ impl Driver for Hardware {
         let function = self.functions[launch.kernel];
         let [x, y] = launch.grid;
         let mut parameters = [launch.argument.bytes().as_ptr().cast_mut().cast::<c_void>()];
+        let enqueue = if launch.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
         // SAFETY: the caller's promise; the driver copies the argument before it returns.
         unsafe {
-            result::launch_kernel(
+            enqueue(
                 function,
                 (x, y, 1),
                 (launch.threads, 1, 1),

@@ -36,6 +36,7 @@ families! {
     redundancy { ; redundancy_primal redundancy_dual row_norms through_norms }
     decode { ; decode decode_backward }
     optimizer { ; sgd adam }
+    tiny { ; tiny_step }
 }
 
 /// Whether the build made the images of compute capability 9.0.

@@ -28,6 +28,7 @@ mod reduce;
 mod redundancy;
 pub(crate) mod schedule;
 mod statistics;
+mod tiny;
 
 #[cfg(feature = "capi")]
 pub(crate) use memory::NOWHERE;
@@ -120,8 +121,11 @@ pub enum Products {
 /// All work goes to one stream, in order. Buffers of other origin enter by [`view`](Self::view) and [`view_mut`](Self::view_mut).
 /// Results are bitwise the same each time on the same GPU model.
 ///
-/// Every operation of the table is there. On compute capability 9.0 products use `wgmma` and TMA, elsewhere `mma.sync` and `cp.async`. A single
-/// launch for tiny steps is not there yet.
+/// Every operation of the table is there. On compute capability 9.0 products use `wgmma` and TMA, elsewhere `mma.sync` and `cp.async`. A step
+/// of a small batch is one cooperative launch ([`Backend::fused_step`]): up to 512 rows, 1024 inputs and 256 latents, but for ∂L/∂x, the
+/// weight-redundancy term, [`Form::Dual`](crate::Form::Dual) and batches of several blocks. All its products are `f32` multiply-adds of
+/// operands as they are, for every storage type and [`Precision`]; so activations and row losses may differ in the last bit from those of
+/// [`Backend::encode`].
 ///
 /// Plain products of `bf16` and `f16` go to cuBLASLt if it is there: see [`Products`].
 ///
@@ -386,6 +390,10 @@ impl<E: CudaElement> Backend for Cuda<E> {
             Operation::DualRedundancy => {
                 memory::workspace_len(|layout| redundancy::plan::<E>(core, layout, h, d, true))
             }
+            Operation::FusedStep => match core.driver.cooperative_blocks() {
+                0 => Ok(0),
+                _ => memory::workspace_len(|layout| tiny::plan(layout, n, d, h)),
+            },
             Operation::Decode => memory::workspace_len(|layout| decode::plan::<E>(layout, n, d, h)),
             Operation::DecodeBackward => memory::workspace_len(|layout| decode::backward_plan::<E>(layout, n, d, h)),
         }
@@ -441,5 +449,8 @@ impl<E: CudaElement> Backend for Cuda<E> {
     }
     fn adam(&self, args: Adam<'_, Self>) -> Result<()> {
         optimizer::adam(&self.core, args)
+    }
+    fn fused_step(&self, args: FusedStep<'_, Self>) -> Result<bool> {
+        tiny::fused_step(&self.core, args)
     }
 }

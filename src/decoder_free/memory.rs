@@ -15,7 +15,7 @@ use crate::operations::Operation;
 /// | `block` | 2·E·B·H |
 /// | `correlation` | λ_tc ≠ 0: R·min(N,H)², R·H² in the primal form and for several blocks, R·B² in the dual form |
 /// | `redundancy` | λ_wr ≠ 0: R·min(H,D)², R·H² in the primal and R·D² in the dual form |
-/// | `vectors` | R·(N + 5·H) + 16·H + 32 |
+/// | `vectors` | R·(N + 5·H) + 16·H + 40 |
 /// | `gradients` | R·H·(D+1) from the first [`train_step`](super::DecoderFree::train_step) on |
 /// | `packed` | 8·[`Statistics::len`](crate::Statistics::len) + R·H from the first call in two phases with [`Statistics`](crate::Statistics) on |
 /// | `workspace` | 8 · [`Backend::workspace_len_for`] the operations of the terms that are on |
@@ -90,8 +90,8 @@ impl DecoderFreeConfig {
 const VECTORS_OF_REAL: usize = 5;
 /// Sums, and sums of squares.
 const VECTORS_OF_F64: usize = 2;
-/// The sum of row losses, and three terms.
-const SCALARS: usize = 4;
+/// The sum of row losses, three terms, and what [`FusedStep`](crate::operations::FusedStep) keeps.
+const SCALARS: usize = 5;
 
 /// Elements of a plan's buffers, but for vectors.
 pub(super) struct Lens {
@@ -143,6 +143,9 @@ impl Lens {
             true => [within(Operation::Encode, block_rows), within(Operation::Product, block_rows)],
             false => [within(Operation::ActivationSums, block_rows), within(Operation::Product, 0)],
         });
+        if encoder && config.correlation_form != Form::Dual {
+            operations.push(within(Operation::FusedStep, block_rows));
+        }
         if config.objective.needs_statistics() {
             operations.push(within(Operation::Variance, block_rows));
         }

@@ -12,6 +12,7 @@ mod optimizer;
 mod product;
 mod redundancy;
 mod statistics;
+mod step;
 
 pub use backward::{BackwardDz, CorrelationTerm, StatisticsTerm};
 pub use decode::{Decode, DecodeBackward};
@@ -23,6 +24,7 @@ pub use redundancy::WeightRedundancy;
 pub use statistics::{
     Comoments, Covariance, FinishStatistics, PackStatistics, PrimalCorrelation, Recentre, UnpackStatistics,
 };
+pub use step::{FusedParameters, FusedStep};
 
 use crate::backend::{Backend, Slice, SliceMut};
 use crate::element::Element;
@@ -56,6 +58,8 @@ pub enum Operation {
     PrimalRedundancy,
     /// [`WeightRedundancy`] in its dual form.
     DualRedundancy,
+    /// [`FusedStep`] of up to N rows, which may be many more than a backend would compute so.
+    FusedStep,
     /// [`Decode`].
     Decode,
     /// [`DecodeBackward`].
@@ -64,7 +68,7 @@ pub enum Operation {
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Encode,
         Self::ActivationSums,
         Self::Variance,
@@ -76,6 +80,7 @@ impl Operation {
         Self::ColumnSums,
         Self::PrimalRedundancy,
         Self::DualRedundancy,
+        Self::FusedStep,
         Self::Decode,
         Self::DecodeBackward,
     ];

@@ -64,6 +64,9 @@ impl<D: Driver> Driver for Accounts<D> {
     fn mainloop(&self) -> Mainloop {
         self.device.mainloop()
     }
+    fn cooperative_blocks(&self) -> u32 {
+        self.device.cooperative_blocks()
+    }
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
         self.device.tensor_map(tensor)
     }
@@ -89,12 +92,18 @@ pub struct Nowhere {
     next: Mutex<u64>,
     mainloop: Mainloop,
     library: Option<usize>,
+    cooperative_blocks: u32,
 }
 
 impl Nowhere {
     /// `library`: bytes of scratch that a library of products takes, if there is one.
     pub fn new(mainloop: Mainloop, library: Option<usize>) -> Self {
-        Self { next: Mutex::new(1 << 20), mainloop, library }
+        Self { next: Mutex::new(1 << 20), mainloop, library, cooperative_blocks: 0 }
+    }
+
+    /// With cooperative launches.
+    pub fn cooperative(self) -> Self {
+        Self { cooperative_blocks: 264, ..self }
     }
 }
 
@@ -115,6 +124,9 @@ impl Driver for Nowhere {
     }
     fn mainloop(&self) -> Mainloop {
         self.mainloop
+    }
+    fn cooperative_blocks(&self) -> u32 {
+        self.cooperative_blocks
     }
     fn tensor_map(&self, _: &Tensor) -> Result<TensorMap> {
         Ok([0; 16])

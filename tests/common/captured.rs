@@ -84,6 +84,9 @@ impl Driver for Capturing {
     fn mainloop(&self) -> Mainloop {
         self.device.mainloop()
     }
+    fn cooperative_blocks(&self) -> u32 {
+        self.device.cooperative_blocks()
+    }
     fn tensor_map(&self, tensor: &Tensor) -> Result<TensorMap> {
         self.device.tensor_map(tensor)
     }

@@ -46,6 +46,7 @@ pub struct Emulated {
     device: Mutex<Device>,
     library: Option<Library>,
     mainloop: Mainloop,
+    cooperative_blocks: u32,
 }
 
 /// Answers plain products as cuBLASLt would: sums of f64, rounded once.
@@ -61,7 +62,7 @@ impl Emulated {
     pub fn new(options: Options) -> Self {
         // What the smallest of the GPUs has.
         let device = Device::new(Options { shared_limit: 99 << 10, ..options });
-        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80 }
+        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm80, cooperative_blocks: 0 }
     }
 
     /// Of compute capability 9.0, with one cluster's multiprocessors: it goes through all squares of a product.
@@ -72,7 +73,13 @@ impl Emulated {
     /// Of compute capability 9.0.
     pub fn with_multiprocessors(options: Options, multiprocessors: u32, schedule: Option<Schedule>) -> Self {
         let device = Device::new(Options { shared_limit: 227 << 10, ..options });
-        Self { device: Mutex::new(device), library: None, mainloop: Mainloop::Sm90 { multiprocessors, schedule } }
+        let mainloop = Mainloop::Sm90 { multiprocessors, schedule };
+        Self { device: Mutex::new(device), library: None, mainloop, cooperative_blocks: 0 }
+    }
+
+    /// With cooperative launches of at most so many blocks: small steps are one launch. Without, they are made of the other kernels.
+    pub fn cooperative(self, blocks: u32) -> Self {
+        Self { cooperative_blocks: blocks, ..self }
     }
 
     /// With a library that computes those plain products that it `takes`.
@@ -140,7 +147,7 @@ pub fn launch_on(device: &mut Device, module: &Module, launch: &Launch) -> Resul
         grid: [launch.grid[0], launch.grid[1], 1],
         block: [launch.threads, 1, 1],
         shared_bytes: launch.shared_bytes,
-        cooperative: false,
+        cooperative: launch.cooperative,
         cluster: [launch.cluster, 1, 1],
     };
     device.launch(module, launch.kernel, grid, &[Argument::bytes(launch.argument.bytes())])
@@ -171,6 +178,9 @@ impl Driver for Emulated {
     }
     fn mainloop(&self) -> Mainloop {
         self.mainloop
+    }
+    fn cooperative_blocks(&self) -> u32 {
+        self.cooperative_blocks
     }
     fn tensor_map(&self, tensor: &Tensor) -> Outcome<TensorMap> {
         let Tensor { address, extents, strides } = tensor;
@@ -210,6 +220,11 @@ pub fn cuda_sm90<E: CudaElement>(options: Options, schedule: Schedule) -> Cuda<E
     Cuda::on_driver(Arc::new(Emulated::sm90(options, schedule)))
 }
 
+/// The CUDA backend on an emulated GPU with cooperative launches of at most so many blocks.
+pub fn cuda_fused<E: CudaElement>(options: Options, blocks: u32) -> Cuda<E> {
+    Cuda::on_driver(Arc::new(Emulated::new(options).cooperative(blocks)))
+}
+
 /// The CUDA backend on an emulated GPU.
 pub fn cuda<E: CudaElement>(options: Options) -> Cuda<E> {
     Cuda::on_driver(Arc::new(Emulated::new(options)))
@@ -222,9 +237,9 @@ pub fn cudas<E: CudaElement>() -> Vec<Under<Staged<E>>> {
         return vec![Under::new(format!("{cuda:?}"), move || Staged(cuda.clone())).on(Where::Gpu)];
     }
     let under = Under::new(format!("{} on an emulated GPU", E::NAME), || Staged(cuda(Options::default())));
-    // Kernels of all types are made of the same source.
+    // Kernels of all types are made of the same source. Small steps are one launch.
     let schedule = if E::NAME == "bf16" { Schedule::InTurn } else { Schedule::Together };
-    let sm90 = move || Staged(cuda_sm90(Options::default(), schedule));
+    let sm90 = move || Staged(Cuda::on_driver(Arc::new(Emulated::sm90(Options::default(), schedule).cooperative(3))));
     let sm90 = Under::new(format!("{} on an emulated GPU of 9.0", E::NAME), sm90);
     vec![under.on(Where::EmulatedGpu), sm90.on(Where::EmulatedGpu)]
 }

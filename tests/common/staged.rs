@@ -4,7 +4,7 @@
 use sae_kernels::operations::*;
 use sae_kernels::{
     Backend, Cuda, CudaBuffer, CudaElement, CudaMemory, CudaRef, CudaRefMut, Element, Host, MatMut, MatRef, Memory,
-    Result, Shape,
+    Result, Shape, Trained,
 };
 
 /// A backend on a device, with the host's memory.
@@ -75,6 +75,29 @@ impl<E: CudaElement> Staged<E> {
         };
         moments.as_ref().map(copy).transpose()
     }
+    fn copy_trained(&self, trained: &Trained<'_, Self>) -> Result<CopiedTrained<E>> {
+        let state: [&[f32]; 2] = match &trained.optimizer {
+            Optimizer::Sgd { velocity, .. } => [velocity, &[]],
+            Optimizer::Adam { first_moment, second_moment, .. } => [first_moment, second_moment],
+        };
+        Ok(CopiedTrained {
+            parameters: self.copy(trained.parameters)?,
+            storage: self.copy_slice(&trained.storage)?,
+            state: [self.copy(state[0])?, self.copy(state[1])?],
+        })
+    }
+    fn trained_back(&self, copied: &CopiedTrained<E>, trained: &mut Trained<'_, Self>) -> Result<()> {
+        let [first, second] = &copied.state;
+        match &mut trained.optimizer {
+            Optimizer::Sgd { velocity, .. } => self.back(first, velocity)?,
+            Optimizer::Adam { first_moment, second_moment, .. } => {
+                self.back(first, first_moment)?;
+                self.back(second, second_moment)?;
+            }
+        }
+        self.back(&copied.parameters, trained.parameters)?;
+        self.slice_back(&copied.storage, &mut trained.storage)
+    }
     fn moments_back(&self, copied: &Option<CopiedMoments>, moments: Option<Moments<'_, Self>>) -> Result<()> {
         if let (Some(CopiedMoments { sums: [row_loss_sum, sum, sum_squares], .. }), Some(m)) = (copied, moments) {
             self.back(row_loss_sum, m.row_loss_sum)?;
@@ -103,6 +126,35 @@ impl CopiedMoments {
             sum_squares: sum_squares.slice_mut(),
         }
     }
+}
+
+/// Parameters in training on the device.
+struct CopiedTrained<E> {
+    parameters: Copied<f32>,
+    storage: Option<Copied<E>>,
+    state: [Copied<f32>; 2],
+}
+
+impl<E: CudaElement> CopiedTrained<E> {
+    fn trained(&mut self, like: &Trained<'_, Staged<E>>) -> Trained<'_, Cuda<E>> {
+        let [first, second] = &mut self.state;
+        Trained {
+            parameters: self.parameters.slice_mut(),
+            storage: self.storage.as_mut().map(Copied::slice_mut),
+            optimizer: match like.optimizer {
+                Optimizer::Sgd { config, .. } => Optimizer::Sgd { config, velocity: first.slice_mut() },
+                Optimizer::Adam { config, step, .. } => {
+                    Optimizer::Adam { config, step, first_moment: first.slice_mut(), second_moment: second.slice_mut() }
+                }
+            },
+        }
+    }
+}
+
+/// Parameters of a fused step on the device: W and b, and their gradients if wanted; or in training.
+enum CopiedParameters<E> {
+    Fixed(Copied<E>, Copied<f32>, Option<[Copied<f32>; 2]>),
+    Trained(CopiedTrained<E>, CopiedTrained<E>),
 }
 
 impl<E: CudaElement> Backend for Staged<E> {
@@ -492,5 +544,77 @@ impl<E: CudaElement> Backend for Staged<E> {
         self.back(&second, args.second_moment)?;
         self.back(&parameters, args.parameters)?;
         self.slice_back(&storage, &mut args.storage)
+    }
+    fn fused_step(&self, mut args: FusedStep<'_, Self>) -> Result<bool> {
+        args.check()?;
+        let x = self.copy(args.x.data())?;
+        let mut copied = match &mut args.parameters {
+            FusedParameters::Fixed { weight, bias } => {
+                CopiedParameters::Fixed(self.copy(weight.data())?, self.copy(bias)?, None)
+            }
+            FusedParameters::Gradients { weight, bias, grad_weight, grad_bias } => {
+                let gradients = [self.copy(grad_weight.data_mut())?, self.copy(grad_bias)?];
+                CopiedParameters::Fixed(self.copy(weight.data())?, self.copy(bias)?, Some(gradients))
+            }
+            FusedParameters::Trained { weight, bias } => {
+                CopiedParameters::Trained(self.copy_trained(weight)?, self.copy_trained(bias)?)
+            }
+        };
+        let mut activations = self.copy_mat(&mut args.activations)?;
+        let mut dz = self.copy_mat(&mut args.dz)?;
+        let (mut row_loss, mut row_loss_sum) = (self.copy(args.row_loss)?, self.copy(args.row_loss_sum)?);
+        let (mut losses, mut state) = (self.copy(args.losses)?, self.copy(args.state)?);
+        let mut workspace = self.copy(args.workspace)?;
+        let parameters = match (&args.parameters, &mut copied) {
+            (FusedParameters::Fixed { weight, .. }, CopiedParameters::Fixed(w, b, _)) => {
+                FusedParameters::Fixed { weight: w.mat(weight), bias: b.slice() }
+            }
+            (FusedParameters::Gradients { weight, grad_weight, .. }, CopiedParameters::Fixed(w, b, Some([dw, db]))) => {
+                FusedParameters::Gradients {
+                    weight: w.mat(weight),
+                    bias: b.slice(),
+                    grad_weight: dw.mat_mut(extent(grad_weight)),
+                    grad_bias: db.slice_mut(),
+                }
+            }
+            (FusedParameters::Trained { weight, bias }, CopiedParameters::Trained(w, b)) => {
+                FusedParameters::Trained { weight: w.trained(weight), bias: b.trained(bias) }
+            }
+            _ => unreachable!("copied from the same"),
+        };
+        let is_fused = self.0.fused_step(FusedStep {
+            x: x.mat(&args.x),
+            parameters,
+            activation: args.activation,
+            objective: args.objective,
+            activations: activations.as_mut().zip(args.activations.as_ref()).map(|(a, like)| a.mat_mut(extent(like))),
+            row_loss: row_loss.slice_mut(),
+            dz: dz.as_mut().zip(args.dz.as_ref()).map(|(dz, like)| dz.mat_mut(extent(like))),
+            row_loss_sum: row_loss_sum.slice_mut(),
+            losses: losses.slice_mut(),
+            state: state.slice_mut(),
+            workspace: workspace.slice_mut(),
+        })?;
+        match (&mut args.parameters, &copied) {
+            (
+                FusedParameters::Gradients { grad_weight, grad_bias, .. },
+                CopiedParameters::Fixed(_, _, Some([dw, db])),
+            ) => {
+                self.back(dw, grad_weight.data_mut())?;
+                self.back(db, grad_bias)?;
+            }
+            (FusedParameters::Trained { weight, bias }, CopiedParameters::Trained(w, b)) => {
+                self.trained_back(w, weight)?;
+                self.trained_back(b, bias)?;
+            }
+            _ => {}
+        }
+        self.mat_back(&activations, &mut args.activations)?;
+        self.mat_back(&dz, &mut args.dz)?;
+        self.back(&row_loss, args.row_loss)?;
+        self.back(&row_loss_sum, args.row_loss_sum)?;
+        self.back(&losses, args.losses)?;
+        self.back(&state, args.state)?;
+        Ok(is_fused)
     }
 }
