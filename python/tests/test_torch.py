@@ -243,6 +243,31 @@ def test_encode_lse(shape, dtype):
         assert grad.dtype == dtype and relative(grad, truth) < 4 * bar(dtype), name
 
 
+def test_large_activations_in_16_bits(dtype):
+    """Row losses near 100 are known to 0.25 in bfloat16, and responsibilities all the same to its 8 bits."""
+    x, W, b = torch.eye(8, 4).to(dtype), random(16, 4, dtype=dtype), torch.full((16,), 100.0, dtype=dtype)
+    _, row_loss = saek.encode_lse(x, W, b.requires_grad_())
+    (grad,) = torch.autograd.grad(row_loss.sum(), b)
+    a = saek.encode_lse(x, W, b)[0].detach().double()
+    assert relative(grad, torch.softmax(-a, 1).sum(0)) < bar(dtype)
+
+
+def test_a_scaled_loss_keeps_small_gradients():
+    """A dW below what float16 holds, times the scale that a training loop undoes."""
+    scale = 2.0**14
+    x, W, b = random(64, 9, dtype=torch.float16, scale=1e-4), random(12, 9, dtype=torch.float16), torch.ones(12, dtype=torch.float16)
+    config = {"lambda_lse": 1.0, "lambda_var": 0.0, "lambda_tc": 0.0, "reduction": "mean"}
+    x, W, b = (t.requires_grad_() for t in (x, W, b))
+    found = torch.autograd.grad(scale * saek.decoder_free_loss(x, W, b, config)["total"], [x, W, b])
+
+    def formula(x, W, b):
+        return -torch.logsumexp(-torch.relu(x @ W.T + b), 1).mean()
+
+    _, grads = formulas.gradients(formula, x, W, b)
+    for name, grad, truth in zip("xWb", found, grads):
+        assert relative(grad, scale * truth) < 4 * bar(torch.float16), name
+
+
 def test_behind_a_layer_the_loss_falls():
     torch.manual_seed(0)
     layer = torch.nn.Linear(20, 16)
