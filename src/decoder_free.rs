@@ -622,6 +622,8 @@ impl<B: Backend> DecoderFree<B> {
     ) -> Result<()> {
         self.check_step(&step)?;
         self.check_packed(shift.as_ref(), B::Memory::len::<f64>(&sums), true)?;
+        // Before anything is read: where memory lacks, the sums may be nowhere.
+        self.sharded_correlation()?;
         let mut count = [0.0];
         self.backend.download(B::Memory::part(B::Memory::shorten::<f64>(sums), 0..1), &mut count)?;
         let count = self.whole_count(count[0], step.x.rows())?;

@@ -28,20 +28,30 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// N, D, H.
+const SHAPE: (usize, usize, usize) = (300, 64, 48);
+const OBJECTIVE: saek_objective = saek_objective {
+    lambda_lse: 1.0,
+    lambda_var: 1.0,
+    lambda_tc: 1.0,
+    lambda_wr: 1.0,
+    variance_eps: 1e-6,
+    reduction: SAEK_REDUCTION_SUM,
+};
+
+/// x, weight and bias.
+fn inputs() -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (rows, d, h) = SHAPE;
+    let x = (0..rows * d).map(|i| (i % 17) as f32 / 17.0).collect();
+    let weight = (0..h * d).map(|i| (i % 7) as f32 / 7.0 - 0.4).collect();
+    (x, weight, vec![0.1; h])
+}
+
 #[test]
 fn steps_of_one_shape_do_not_allocate() {
-    let (rows, d, h) = (300, 64, 48);
-    let objective = saek_objective {
-        lambda_lse: 1.0,
-        lambda_var: 1.0,
-        lambda_tc: 1.0,
-        lambda_wr: 1.0,
-        variance_eps: 1e-6,
-        reduction: SAEK_REDUCTION_SUM,
-    };
-    let x: Vec<f32> = (0..rows * d).map(|i| (i % 17) as f32 / 17.0).collect();
-    let weight: Vec<f32> = (0..h * d).map(|i| (i % 7) as f32 / 7.0 - 0.4).collect();
-    let (bias, mut grad_weight, mut grad_bias) = (vec![0.1; h], vec![0.0; h * d], vec![0.0; h]);
+    let (rows, d, h) = SHAPE;
+    let (x, weight, bias) = inputs();
+    let (mut grad_weight, mut grad_bias) = (vec![0.0; h * d], vec![0.0; h]);
     let (mut activations, mut grad_x) = (vec![0.0; rows * h], vec![0.0; rows * d]);
     let mut losses = saek_losses::default();
     let mut context = null_mut();
@@ -55,7 +65,7 @@ fn steps_of_one_shape_do_not_allocate() {
         let code = unsafe {
             saek_decoder_free_step_f32(
                 context,
-                &objective,
+                &OBJECTIVE,
                 rows as i64,
                 d as i64,
                 latents as i64,
@@ -85,18 +95,9 @@ fn steps_of_one_shape_do_not_allocate() {
 
 #[test]
 fn phases_of_one_shape_do_not_allocate() {
-    let (rows, d, h) = (300, 64, 48);
-    let objective = saek_objective {
-        lambda_lse: 1.0,
-        lambda_var: 1.0,
-        lambda_tc: 1.0,
-        lambda_wr: 0.0,
-        variance_eps: 1e-6,
-        reduction: SAEK_REDUCTION_SUM,
-    };
-    let x: Vec<f32> = (0..rows * d).map(|i| (i % 17) as f32 / 17.0).collect();
-    let weight: Vec<f32> = (0..h * d).map(|i| (i % 7) as f32 / 7.0 - 0.4).collect();
-    let (bias, mut grad_weight, mut grad_bias) = (vec![0.1; h], vec![0.0; h * d], vec![0.0; h]);
+    let (rows, d, h) = SHAPE;
+    let (x, weight, bias) = inputs();
+    let (mut grad_weight, mut grad_bias) = (vec![0.0; h * d], vec![0.0; h]);
     let mut losses = saek_losses::default();
     let mut context = null_mut();
     // SAFETY: the pointer is to a variable.
@@ -114,7 +115,7 @@ fn phases_of_one_shape_do_not_allocate() {
             let (weights, biases) = (grad_weight.as_mut_ptr(), grad_bias.as_mut_ptr());
             #[rustfmt::skip]
             let second = saek_decoder_free_backward_f32(
-                context, &objective, n, d, h, x, d, weight, bias, shift, sums, 1, weights, biases, null_mut(), &mut losses,
+                context, &OBJECTIVE, n, d, h, x, d, weight, bias, shift, sums, 1, weights, biases, null_mut(), &mut losses,
             );
             [first, second]
         };

@@ -81,12 +81,11 @@ pub fn verdict(call: &Call, memory: &Memory) -> Option<Verdict> {
         spans.push((span, argument.written));
     }
     let sound = spans.iter().all(|(span, _)| memory.holds(span));
-    // Memory is asked for before x and the sums are read; the objective may be read before.
-    let (block, sums) = (product(n, h) * call.storage.bytes() as u128, call.bytes(Role::Sums).saturating_mul(3));
+    // A plan is made before x and the sums are read; the objective may be read before.
+    let block = product(n, h).saturating_mul(call.storage.bytes() as u128);
     let out_of_memory = match operation {
-        Operation::Step | Operation::Forward => block > MOST_BYTES,
-        Operation::Statistics => sums > MOST_BYTES || (block > MOST_BYTES && sums < 1 << 28),
-        Operation::Backward => sums > MOST_BYTES,
+        Operation::Step | Operation::Forward | Operation::Backward => block > MOST_BYTES,
+        Operation::Statistics => block > MOST_BYTES || (n > 0 && product(h, h).saturating_mul(4) > MOST_BYTES),
         Operation::ActivationLosses => h < HUGE && product(n, 2) > MOST_BYTES,
     };
     let huge = n.max(d).max(h) >= HUGE;
