@@ -38,6 +38,7 @@ KERNEL pack_statistics(ARGUMENTS(PackStatistics)) {
     const bool full = p.comoments.data != nullptr;
     const double delta = p.delta(i), moved = p.sum[i] + p.count * delta;
     const int64_t end = full ? p.latents : i + 1, to = products_of(p.latents, full, i) - i;
+#pragma unroll 1
     for (int64_t j = i + threadIdx.x; j < end; j += 256) {
         const double product = full ? double(*p.comoments.at(i, j)) : p.squares[i];
         p.add(to + j, product + (delta * p.sum[j] + moved * p.delta(j)));
@@ -74,6 +75,7 @@ KERNEL unpack_statistics(ARGUMENTS(UnpackStatistics)) {
     const double count = p.packed[0], inverse_count = count == 0.0 ? 0.0 : 1.0 / count;
     const double delta = p.delta(i, inverse_count), moved = p.packed[2 + i] + count * delta;
     const int64_t end = p.comoments.data != nullptr ? p.latents : i + 1, from = products_of(p.latents, p.full, i) - i;
+#pragma unroll 1
     for (int64_t j = i + threadIdx.x; j < end; j += 256) {
         const double product = p.packed[from + j] + (delta * p.packed[2 + j] + moved * p.delta(j, inverse_count));
         if (j == i) p.squares[i] = product;
