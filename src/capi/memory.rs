@@ -29,11 +29,8 @@ impl Addressed for Host {
 #[cfg(feature = "cuda")]
 mod device {
     use super::Addressed;
-    use crate::backend::Backend;
     use crate::cuda::{CudaMemory, CudaRef, CudaRefMut, NOWHERE};
     use crate::element::Element;
-    use crate::matrix::{Host, Memory};
-    use crate::reference::Reference;
 
     /// Where no elements lie is nowhere: a kernel takes NULL for a missing argument.
     fn address<T>(pointer: *const T, len: usize) -> u64 {
