@@ -596,14 +596,13 @@ impl<B: Backend> DecoderFree<B> {
         if ![needed, needed.full()].contains(&statistics.kind()) {
             return Err(Error::Statistics { expected: needed.to_string(), found: statistics.kind().to_string() });
         }
-        let count = self.whole_count(statistics.sums()[0], step.x.rows())?;
         let mut rounded = Cow::Borrowed(statistics);
         if !statistics.has_shift_of::<B::Real>() {
             rounded.to_mut().round_shift::<B::Real>();
         }
         let packed = self.upload_statistics(&rounded)?;
         let (shift, sums) = (Some(B::Memory::slice(&packed.shift)), B::Memory::slice(&packed.sums));
-        self.second_phase(step, count, shift, sums, add_weight_term)?;
+        self.second_phase(step, Some(statistics.sums()[0]), shift, sums, add_weight_term)?;
         self.packed = Some(packed);
         Ok(())
     }
@@ -622,23 +621,25 @@ impl<B: Backend> DecoderFree<B> {
     ) -> Result<()> {
         self.check_step(&step)?;
         self.check_packed(shift.as_ref(), B::Memory::len::<f64>(&sums), true)?;
-        // Before anything is read: where memory lacks, the sums may be nowhere.
-        self.sharded_correlation()?;
-        let mut count = [0.0];
-        self.backend.download(B::Memory::part(B::Memory::shorten::<f64>(sums), 0..1), &mut count)?;
-        let count = self.whole_count(count[0], step.x.rows())?;
-        self.second_phase(step, count, shift, sums, add_weight_term)
+        self.second_phase(step, None, shift, sums, add_weight_term)
     }
 
+    /// `count`: the sums' first number, if the host knows it.
     fn second_phase(
         &mut self,
         mut step: DecoderFreeStep<'_, B>,
-        count: u64,
+        count: Option<f64>,
         shift: Option<Slice<'_, B, B::Real>>,
         sums: Slice<'_, B, f64>,
         add_weight_term: bool,
     ) -> Result<()> {
+        // Before anything is read: where memory lacks, the sums may be nowhere.
         let correlation = self.sharded_correlation()?;
+        let mut read = [count.unwrap_or(0.0)];
+        if count.is_none() {
+            self.backend.download(B::Memory::part(B::Memory::shorten::<f64>(sums), 0..1), &mut read)?;
+        }
+        let count = self.whole_count(read[0], step.x.rows())?;
         let h = self.config.shape.latents;
         let comoments = match correlation {
             Correlation::Comoments => Some(square::<B, _>(&mut self.coupling, h)?),

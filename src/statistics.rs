@@ -3,6 +3,7 @@
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::fmt;
+use std::ops::Range;
 
 /// What the decoder-free objective needs to know of a batch: count, Σℓ, Σ(a − c), and Σ(a − c)² or Σ(a − c)(a − c)ᵀ, about a shift c.
 ///
@@ -47,6 +48,13 @@ impl Kind {
 
     pub(crate) fn len(self) -> usize {
         Statistics::len(self.latents, self.full)
+    }
+
+    /// Where latent i's products with itself and those behind it stand in the sums, or its square alone.
+    pub(crate) fn products(self, i: usize) -> Range<usize> {
+        let h = self.latents;
+        let start = SUM + h + if self.full { i * (2 * h + 1 - i) / 2 } else { i };
+        start..start + if self.full { h - i } else { 1 }
     }
 }
 
@@ -105,8 +113,7 @@ impl Statistics {
     /// Where Σ(a_i − c_i)(a_j − c_j) stands in the sums, i ≤ j.
     fn index(&self, i: usize, j: usize) -> usize {
         debug_assert!(i <= j && j < self.latents && (self.full || i == j));
-        let offset = if self.full { i * self.latents - i * (i + 1) / 2 + j } else { i };
-        SUM + self.latents + offset
+        self.kind().products(i).start + j - i
     }
 
     /// Σ(a_i − c_i)(a_j − c_j); without comoments only i = j is known.

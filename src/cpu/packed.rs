@@ -5,6 +5,7 @@ use super::simd::Loop;
 use super::{Core, Cpu, CpuElement};
 use crate::error::Result;
 use crate::operations::{PackStatistics, UnpackStatistics};
+use crate::statistics::Kind;
 
 /// Rows of comoments that a task has.
 const ROWS: usize = 16;
@@ -32,12 +33,6 @@ impl<C: Fn(usize) -> f64> Moved<'_, C> {
     }
 }
 
-/// Where the comoments of latent i with i, i + 1, … stand in packed statistics, or its square alone.
-fn place(h: usize, full: bool, i: usize) -> std::ops::Range<usize> {
-    let start = 2 + h + if full { i * (2 * h + 1 - i) / 2 } else { i };
-    start..start + if full { h - i } else { 1 }
-}
-
 pub(super) fn pack_statistics<E: CpuElement>(core: &Core, args: PackStatistics<'_, Cpu<E>>) -> Result<()> {
     let h = args.check()?;
     let before = |sum: f64| if args.accumulate { sum } else { 0.0 };
@@ -51,12 +46,12 @@ pub(super) fn pack_statistics<E: CpuElement>(core: &Core, args: PackStatistics<'
     }
     let len = args.packed.len();
     let packed = Out::dense(args.packed, len);
-    let full = args.comoments.is_some();
-    core.threads.for_each(h.div_ceil(ROWS), if full { WORK * h * h / 2 } else { 0 }, |task| {
+    let kind = Kind { latents: h, full: args.comoments.is_some() };
+    core.threads.for_each(h.div_ceil(ROWS), if kind.full { WORK * h * h / 2 } else { 0 }, |task| {
         core.isa.run(Loop(|| {
             for i in task * ROWS..h.min((task + 1) * ROWS) {
                 // SAFETY: this task's latents are no other's.
-                let to = unsafe { packed.part(0, place(h, full, i)) };
+                let to = unsafe { packed.part(0, kind.products(i)) };
                 let product = moved.product(i);
                 match &args.comoments {
                     Some(comoments) => {
@@ -74,6 +69,7 @@ pub(super) fn pack_statistics<E: CpuElement>(core: &Core, args: PackStatistics<'
 
 pub(super) fn unpack_statistics<E: CpuElement>(core: &Core, mut args: UnpackStatistics<'_, Cpu<E>>) -> Result<()> {
     let (h, full) = args.check()?;
+    let kind = Kind { latents: h, full };
     let (count, sum) = (args.packed[0], &args.packed[2..2 + h]);
     args.row_loss_sum[0] = args.packed[1];
     let packed_shift = |j: usize| args.packed_shift.map_or(0.0, |packed_shift| f64::from(packed_shift[j]));
@@ -84,7 +80,7 @@ pub(super) fn unpack_statistics<E: CpuElement>(core: &Core, mut args: UnpackStat
     let moved = Moved { count, sum, delta: |j: usize| packed_shift(j) - f64::from(shift[j]) };
     for i in 0..h {
         args.sum[i] = moved.sum(i);
-        args.sum_squares[i] = args.packed[place(h, full, i).start] + moved.product(i)(i);
+        args.sum_squares[i] = args.packed[kind.products(i).start] + moved.product(i)(i);
     }
     let Some(comoments) = &mut args.comoments else { return Ok(()) };
     let out = Out::new(comoments);
@@ -94,7 +90,7 @@ pub(super) fn unpack_statistics<E: CpuElement>(core: &Core, mut args: UnpackStat
                 let product = moved.product(i);
                 // SAFETY: this task's latents are no other's.
                 let to = unsafe { out.part(i, i..h) };
-                for (at, (to, sum)) in to.iter_mut().zip(&args.packed[place(h, full, i)]).enumerate() {
+                for (at, (to, sum)) in to.iter_mut().zip(&args.packed[kind.products(i)]).enumerate() {
                     *to = (sum + product(i + at)) as f32;
                 }
             }
