@@ -78,8 +78,18 @@ fn failed(call: &'static str) -> impl Fn(CublasError) -> Error {
 fn is_there() -> bool {
     // SAFETY: the library is made to be loaded like this.
     let load = |name: String| unsafe { libloading::Library::new(name) }.ok();
-    // cudarc tries the same names in the same order.
-    cudarc::get_lib_name_candidates("cublasLt").into_iter().find_map(load).map(std::mem::forget).is_some()
+    names().find_map(load).map(std::mem::forget).is_some()
+}
+
+/// Names of the library, all of which cudarc tries too. A program that is linked to the library, as cudarc's `dynamic-linking` has it, has loaded
+/// it under one of them.
+fn names() -> impl Iterator<Item = String> {
+    use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+    let version = |version: u32| {
+        if cfg!(windows) { format!("cublasLt64_{version}.dll") } else { format!("{DLL_PREFIX}cublasLt{DLL_SUFFIX}.{version}") }
+    };
+    let of_headers = cudarc::driver::sys::CUDA_VERSION / 1000;
+    std::iter::once(format!("{DLL_PREFIX}cublasLt{DLL_SUFFIX}")).chain([of_headers, 12, 11].map(version))
 }
 
 impl Blas {

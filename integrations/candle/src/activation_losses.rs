@@ -1,10 +1,11 @@
 //! Losses of given activations, behind any encoder.
 
-use crate::argument::{Stored, check_like, check_matrix, for_type_of, rows, with_dense_rows};
+use crate::argument::{At, check_like, check_matrix, with_dense_rows};
 use crate::node::loss;
-use crate::{Error, Kernels, Result};
-use candle_core::{DType, Device, Tensor};
-use sae_kernels::{ActivationLosses, ActivationStep, Backend, Losses, MatMut, MatRef, Objective, Shape};
+use crate::place::{Place, at_place_of};
+use crate::{Kernels, Result};
+use candle_core::{Tensor, WithDType};
+use sae_kernels::{ActivationLosses, ActivationStep, Losses, MatRef, Objective, Shape};
 
 /// What [`Kernels::combined_loss`] returns.
 #[derive(Debug, Clone)]
@@ -84,7 +85,7 @@ impl Kernels {
     pub fn combined_loss(&self, a: &Tensor, weight: &Tensor, objective: &Objective) -> Result<CombinedLoss> {
         let (_, latents) = check_matrix("a", a, "[N,H]")?;
         let (_, inputs) = check_matrix("weight", weight, "[H,D]")?;
-        check_like("weight", weight, &[latents, inputs], "[H,D] of a [N,H]", &[a.dtype()])?;
+        check_like("weight", weight, a, &[latents, inputs], "[H,D] of a [N,H]", &[a.dtype()])?;
         let weight = (objective.lambda_wr != 0.0).then_some(weight);
         let wanted =
             Wanted { grad_a: a.track_op(), grad_weight: weight.is_some_and(Tensor::track_op), responsibilities: true };
@@ -116,48 +117,51 @@ impl Kernels {
         wanted: Wanted,
     ) -> Result<Found> {
         let (operand, tensor) = a.map(|a| ("a", a)).or(weight.map(|weight| ("weight", weight))).expect("one of them");
-        for_type_of!(operand, tensor, T => self.activation_losses_of::<T>(name, a, weight, objective, wanted))
+        at_place_of!(operand, tensor, place => self.activation_losses_at(&place, name, a, weight, objective, wanted))
     }
 
-    fn activation_losses_of<T: Stored>(
+    fn activation_losses_at<P: Place>(
         &self,
+        place: &P,
         name: &'static str,
         a: Option<&Tensor>,
         weight: Option<&Tensor>,
         objective: &Objective,
         wanted: Wanted,
     ) -> Result<Found> {
-        let a = a.map(with_dense_rows).transpose()?;
-        let weight = weight.map(with_dense_rows).transpose()?;
-        let (a, weight) = (a.as_ref().map(Tensor::storage_and_layout), weight.as_ref().map(Tensor::storage_and_layout));
-        let a = a.as_ref().map(|(storage, layout)| rows::<T>(storage, layout)).transpose()?;
-        let weight = weight.as_ref().map(|(storage, layout)| rows::<T>(storage, layout)).transpose()?;
+        let (a, weight) = (a.map(with_dense_rows).transpose()?, weight.map(with_dense_rows).transpose()?);
+        let extents = |matrix: &Option<Tensor>| matrix.as_ref().map(Tensor::dims2).transpose();
+        let ((n, width), (h, d)) = (extents(&a)?.unwrap_or_default(), extents(&weight)?.unwrap_or_default());
         // The weight's term alone is that of no rows.
-        let latents = a.map_or_else(|| weight.map_or(0, |weight| weight.rows()), |a| a.cols());
-        let activations = a.map_or_else(|| MatRef::new(&[], 0, latents), Ok)?;
-        let shape = Shape { rows: activations.rows(), inputs: weight.map_or(0, |weight| weight.cols()), latents };
-        let Shape { rows: n, inputs: d, latents: h } = shape;
-        let work = |plan: &mut ActivationLosses<T::Backend>| {
-            let mut grad_a = wanted.grad_a.then(|| plan.backend().alloc::<T>(n * h)).transpose()?;
-            let mut grad_weight = wanted.grad_weight.then(|| plan.backend().alloc::<T::Real>(h * d)).transpose()?;
-            let mut r = wanted.responsibilities.then(|| plan.backend().alloc::<T::Real>(n * h)).transpose()?;
-            plan.step(ActivationStep {
-                activations,
+        let h = if a.is_some() { width } else { h };
+        let (a, weight) = (a.as_ref().map(Tensor::storage_and_layout), weight.as_ref().map(Tensor::storage_and_layout));
+        let work = |plan: &mut ActivationLosses<P::Backend>| {
+            let at = At { place, backend: plan.backend() };
+            let a = a.as_ref().map(|a| at.rows::<P::Stored>(a)).transpose()?;
+            let weight = weight.as_ref().map(|weight| at.rows::<P::Stored>(weight)).transpose()?;
+            let no_rows = || MatRef::from_memory(weight.expect("one of them").data(), 0, h, h);
+            let mut grad_a = at.room::<P::Stored>(wanted.grad_a, n * h)?;
+            let mut grad_weight = at.room::<P::Real>(wanted.grad_weight, h * d)?;
+            let mut responsibilities = at.room::<P::Real>(wanted.responsibilities, n * h)?;
+            let step = ActivationStep {
+                activations: a.map_or_else(no_rows, Ok)?,
                 weight,
-                grad_activations: grad_a.as_mut().map(|grad| MatMut::new(grad, n, h)).transpose()?,
-                grad_weight: grad_weight.as_mut().map(|grad| MatMut::new(grad, h, d)).transpose()?,
-                responsibilities: r.as_mut().map(|r| MatMut::new(r, n, h)).transpose()?,
+                grad_activations: at.matrix(&mut grad_a, n, h)?,
+                grad_weight: at.matrix(&mut grad_weight, h, d)?,
+                responsibilities: at.matrix(&mut responsibilities, n, h)?,
                 row_loss: None,
-            })?;
-            Ok((plan.losses()?, grad_a, grad_weight, r))
+            };
+            plan.step(step)?;
+            Ok((plan.losses()?, grad_a, grad_weight, responsibilities))
         };
-        let (losses, grad_a, grad_weight, r) = self.plans().with(name, shape, objective, T::backend, work)?;
-        let r = r.map(|r| Tensor::from_vec(r, (n, h), &Device::Cpu)?.to_dtype(T::DTYPE));
+        let shape = Shape { rows: n, inputs: d, latents: h };
+        let (losses, grad_a, grad_weight, responsibilities) = self.plans().with(name, place, shape, objective, work)?;
+        let responsibilities = responsibilities.map(|r| place.tensor(r, (n, h)).to_dtype(P::Stored::DTYPE));
         Ok(Found {
             losses,
-            grad_a: grad_a.map(|grad| Tensor::from_vec(grad, (n, h), &Device::Cpu)).transpose()?,
-            grad_weight: grad_weight.map(|grad| Tensor::from_vec(grad, (h, d), &Device::Cpu)).transpose()?,
-            responsibilities: r.transpose()?,
+            grad_a: grad_a.map(|grad| place.tensor(grad, (n, h))),
+            grad_weight: grad_weight.map(|grad| place.tensor(grad, (h, d))),
+            responsibilities: responsibilities.transpose()?,
         })
     }
 }

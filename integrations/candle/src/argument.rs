@@ -1,86 +1,29 @@
-//! Tensors as arguments: which types there are kernels for, what is refused, and how the others are read.
+//! Tensors as arguments: what is refused, and how the others are read; and memory for results.
 
 use crate::error::{Error, Result};
-use crate::node::on_cpu;
-use candle_core::{DType, DeviceLocation, Layout, Storage, Tensor, WithDType};
-use sae_kernels::{Backend, Cpu, Element, Host, MatRef, Reference, bf16, f16};
+use crate::place::{Place, Value};
+use candle_core::{DType, Layout, StorageRef, Tensor};
+use sae_kernels::{Backend, Mat, MatMut, MatOut, MatRef, Memory, Slice, SliceMut};
 
-/// A type of elements that there are kernels for.
-pub(crate) trait Stored: Element + WithDType {
-    /// Type of biases, gradients of parameters, row losses and responsibilities.
-    type Real: Element + WithDType;
-    type Backend: Backend<Memory = Host, Element = Self, Real = Self::Real> + 'static;
-    /// On rayon's current threads.
-    fn backend() -> sae_kernels::Result<Self::Backend>;
-}
-
-macro_rules! on_cpu_kernels {
-    ($($type:ty)*) => { $(
-        impl Stored for $type {
-            type Real = f32;
-            type Backend = Cpu<$type>;
-            fn backend() -> sae_kernels::Result<Self::Backend> {
-                Cpu::new()
-            }
-        }
-    )* };
-}
-on_cpu_kernels!(f32 bf16 f16);
-
-impl Stored for f64 {
-    type Real = f64;
-    type Backend = Reference;
-    fn backend() -> sae_kernels::Result<Self::Backend> {
-        Ok(Reference)
-    }
-}
-
-/// Evaluates an expression in which `$stored` is the type of the tensor's elements.
-macro_rules! for_type_of {
-    ($name:expr, $tensor:expr, $stored:ident => $body:expr) => {
-        match $tensor.dtype() {
-            DType::F32 => {
-                type $stored = f32;
-                $body
-            }
-            DType::BF16 => {
-                type $stored = sae_kernels::bf16;
-                $body
-            }
-            DType::F16 => {
-                type $stored = sae_kernels::f16;
-                $body
-            }
-            DType::F64 => {
-                type $stored = f64;
-                $body
-            }
-            found => Err(Error::DType { name: $name, found }),
-        }
-    };
-}
-pub(crate) use for_type_of;
-
-fn check_location(name: &'static str, found: DeviceLocation) -> Result<()> {
-    if found == DeviceLocation::Cpu { Ok(()) } else { Err(Error::Device { name, found }) }
-}
-
-/// Rows and columns of a matrix on the CPU, of any type.
+/// Rows and columns of a matrix of any type.
 pub(crate) fn check_matrix(name: &'static str, tensor: &Tensor, expected: &str) -> Result<(usize, usize)> {
-    check_location(name, tensor.device().location())?;
     let found = tensor.shape();
     found.dims2().map_err(|_| Error::Shape { name, found: found.clone(), expected: format!("a matrix {expected}") })
 }
 
-/// A tensor on the CPU of just this shape and one of these types.
+/// A tensor of just this shape and one of these types, on the device of another one.
 pub(crate) fn check_like(
     name: &'static str,
     tensor: &Tensor,
+    other: &Tensor,
     dims: &[usize],
     expected: &str,
     dtypes: &[DType],
 ) -> Result<()> {
-    check_location(name, tensor.device().location())?;
+    if !tensor.device().same_device(other.device()) {
+        let (found, expected) = (tensor.device().location(), other.device().location());
+        return Err(Error::DeviceMismatch { name, found, expected });
+    }
     if tensor.dims() != dims {
         return Err(Error::Shape { name, found: tensor.shape().clone(), expected: format!("{dims:?}, {expected}") });
     }
@@ -99,45 +42,79 @@ pub(crate) fn with_dense_rows(matrix: &Tensor) -> Result<Tensor> {
     Ok(if readable { matrix } else { matrix.contiguous()? })
 }
 
-/// What [`with_dense_rows`] has returned.
-pub(crate) fn rows<'a, T: Stored>(storage: &'a Storage, layout: &Layout) -> Result<MatRef<'a, T>> {
-    let ((rows, cols), stride) = (layout.shape().dims2()?, layout.stride());
-    let elements = &T::cpu_storage_as_slice(on_cpu(storage)?)?[layout.start_offset()..];
-    let row_stride = if rows > 1 { stride[0] } else { cols };
-    Ok(MatRef::with_stride(elements, rows, cols, row_stride)?)
+/// A tensor that is being read.
+type Read<'t> = (StorageRef<'t>, &'t Layout);
+
+/// Memory of tensors as a backend's operands and results.
+pub(crate) struct At<'p, P: Place> {
+    pub(crate) place: &'p P,
+    pub(crate) backend: &'p P::Backend,
 }
 
-/// The elements of a contiguous tensor.
-pub(crate) fn elements<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
-    let all = T::cpu_storage_as_slice(on_cpu(storage)?)?;
-    Ok(&all[layout.start_offset()..][..layout.shape().elem_count()])
+pub(crate) type MemoryOf<P> = <<P as Place>::Backend as Backend>::Memory;
+
+impl<P: Place> At<'_, P> {
+    /// What [`with_dense_rows`] has returned.
+    pub(crate) fn rows<'a, T: Value>(&self, (storage, layout): &'a Read<'_>) -> Result<Mat<'a, P::Backend, T>> {
+        let ((rows, cols), stride) = (layout.shape().dims2()?, layout.stride());
+        let all = self.place.read::<T>(self.backend, storage)?;
+        let end = MemoryOf::<P>::len::<T>(&all);
+        let row_stride = if rows > 1 { stride[0] } else { cols };
+        let data = MemoryOf::<P>::part::<T>(all, layout.start_offset()..end);
+        Ok(MatRef::from_memory(data, rows, cols, row_stride)?)
+    }
+
+    /// The elements of a contiguous tensor.
+    pub(crate) fn elements<'a, T: Value>(&self, (storage, layout): &'a Read<'_>) -> Result<Slice<'a, P::Backend, T>> {
+        let (start, len) = (layout.start_offset(), layout.shape().elem_count());
+        Ok(MemoryOf::<P>::part::<T>(self.place.read::<T>(self.backend, storage)?, start..start + len))
+    }
+
+    /// Room for a result, or none where it is not wanted.
+    pub(crate) fn room<T: Value>(&self, wanted: bool, len: usize) -> Result<Option<P::Array<T>>> {
+        wanted.then(|| self.place.alloc(self.backend, len)).transpose()
+    }
+
+    /// Such room as a dense matrix.
+    pub(crate) fn matrix<'a, T: Value>(
+        &self,
+        room: &'a mut Option<P::Array<T>>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<MatOut<'a, P::Backend, T>>> {
+        let Some(array) = room else { return Ok(None) };
+        Ok(Some(MatMut::from_memory(self.place.write(self.backend, array)?, rows, cols, cols)?))
+    }
+
+    /// Such room as so many elements.
+    pub(crate) fn slice<'a, T: Value>(
+        &self,
+        room: &'a mut Option<P::Array<T>>,
+        len: usize,
+    ) -> Result<Option<SliceMut<'a, P::Backend, T>>> {
+        let Some(array) = room else { return Ok(None) };
+        Ok(Some(MemoryOf::<P>::part_mut::<T>(self.place.write(self.backend, array)?, 0..len)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// There is no other device here to make a tensor on.
-    #[test]
-    fn other_devices_are_refused_by_name() {
-        check_location("x", DeviceLocation::Cpu).expect("the CPU");
-        for found in [DeviceLocation::Cuda { gpu_id: 1 }, DeviceLocation::Metal { gpu_id: 0 }] {
-            let error = check_location("x", found).expect_err("no CPU");
-            assert!(matches!(error, Error::Device { name: "x", found: at } if at == found));
-            assert!(error.to_string().contains("x.to_device(&Device::Cpu)"), "{error}");
-        }
-    }
+    use crate::place::OnCpu;
+    use candle_core::{Storage, WithDType};
 
     #[test]
     fn rows_are_read_where_they_lie() -> Result<()> {
         let wide = Tensor::arange(0f32, 300.0, &candle_core::Device::Cpu)?.reshape((10, 30))?;
         let part = wide.narrow(1, 3, 17)?;
         let read = with_dense_rows(&part)?;
-        let (storage, layout) = read.storage_and_layout();
+        let read = read.storage_and_layout();
         let (whole, _) = wide.storage_and_layout();
-        let view = rows::<f32>(&storage, layout)?;
+        let place = OnCpu::<f32>::new();
+        let view = At { place: &place, backend: &place.backend()? }.rows::<f32>(&read)?;
+        let Storage::Cpu(whole) = &*whole else { panic!("not on the CPU") };
         assert_eq!((view.rows(), view.cols(), view.row_stride()), (10, 17, 30));
-        assert_eq!(view.data().as_ptr(), f32::cpu_storage_as_slice(on_cpu(&whole)?)?[3..].as_ptr(), "a copy");
+        assert_eq!(view.data().as_ptr(), f32::cpu_storage_as_slice(whole)?[3..].as_ptr(), "a copy");
         // Columns that do not touch, and rows that are one and the same, are copied.
         for other in [wide.t()?, wide.narrow(0, 0, 1)?.broadcast_as((10, 30))?] {
             assert!(with_dense_rows(&other)?.is_contiguous());

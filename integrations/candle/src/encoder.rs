@@ -1,13 +1,13 @@
 //! The encoder a = max(x Wᵀ + b, 0), and the step that has it within.
 
-use crate::argument::{Stored, check_like, check_matrix, elements, for_type_of, rows, with_dense_rows};
-use crate::node::{Arguments, gradient, loss};
+use crate::argument::{At, MemoryOf, check_like, check_matrix, with_dense_rows};
+use crate::node::{Arguments, copied, gradient, loss};
+use crate::place::{Place, at_place_of};
 use crate::plans::Scratch;
-use crate::{Error, Kernels, Result};
-use candle_core::backend::BackendStorage;
-use candle_core::{DType, Device, Layout, Tensor, WithDType};
+use crate::{Kernels, Result};
+use candle_core::{Tensor, WithDType};
 use sae_kernels::operations::{ColumnSums, Encode, Layout as ProductLayout, Product, Responsibilities};
-use sae_kernels::{Activation, Backend, DecoderFree, DecoderFreeStep, Losses, MatMut, MatRef, Objective, Shape};
+use sae_kernels::{Activation, Backend, DecoderFree, DecoderFreeStep, Losses, Memory, Objective, Shape};
 
 /// What [`Kernels::decoder_free_loss`] returns.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl Kernels {
     /// argument that is tracked. Where none is, no gradient is computed.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::DTypeMismatch`], [`Error::Device`]; [`Error::Kernels`] for an objective that is out of range,
+    /// [`Error::Shape`], [`Error::DType`], [`Error::DTypeMismatch`], [`Error::Device`], [`Error::DeviceMismatch`]; [`Error::Kernels`] for an objective that is out of range,
     /// for fewer than two rows where a variance is needed, and for no latents.
     pub fn decoder_free_loss(
         &self,
@@ -39,9 +39,9 @@ impl Kernels {
         bias: &Tensor,
         objective: &Objective,
     ) -> Result<DecoderFreeLoss> {
-        for_type_of!("x", x, T => {
-            let shape = check_encoder::<T>(x, weight, bias)?;
-            self.decoder_free_loss_of::<T>([x, weight, bias], shape, objective)
+        at_place_of!("x", x, place => {
+            let shape = check_encoder(&place, x, weight, bias)?;
+            self.decoder_free_loss_at(&place, [x, weight, bias], shape, objective)
         })
     }
 
@@ -53,106 +53,106 @@ impl Kernels {
     /// # Errors
     /// As [`decoder_free_loss`](Self::decoder_free_loss), but any number of rows will do.
     pub fn encode_lse(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<(Tensor, Tensor)> {
-        for_type_of!("x", x, T => {
-            let shape = check_encoder::<T>(x, weight, bias)?;
-            self.encode_lse_of::<T>([x, weight, bias], shape)
+        at_place_of!("x", x, place => {
+            let shape = check_encoder(&place, x, weight, bias)?;
+            self.encode_lse_at(&place, [x, weight, bias], shape)
         })
     }
 
-    fn decoder_free_loss_of<T: Stored>(
+    fn decoder_free_loss_at<P: Place>(
         &self,
+        place: &P,
         arguments: [&Tensor; 3],
         shape: Shape,
         objective: &Objective,
     ) -> Result<DecoderFreeLoss> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
-        let [x, weight, bias] = readable::<T>(arguments)?;
-        let (x, weight, bias) = (x.storage_and_layout(), weight.storage_and_layout(), bias.storage_and_layout());
-        let (x, weight) = (rows::<T>(&x.0, x.1)?, rows::<T>(&weight.0, weight.1)?);
-        let bias = elements::<T::Real>(&bias.0, bias.1)?;
+        let arguments_read = readable(place, arguments)?;
+        let [x, weight, bias] = arguments_read.each_ref().map(Tensor::storage_and_layout);
         let tracked = arguments.map(Tensor::track_op);
-        let work = |plan: &mut DecoderFree<T::Backend>| {
-            let (mut activations, mut row_loss) =
-                (plan.backend().alloc::<T>(n * h)?, plan.backend().alloc::<T::Real>(n)?);
-            if !tracked.contains(&true) {
-                let activations_out = MatMut::new(&mut activations, n, h)?;
-                plan.forward(x, weight, bias, Some(activations_out), Some(&mut row_loss))?;
-                return Ok((plan.losses()?, activations, row_loss, [const { None }; 3]));
+        let wanted = tracked.contains(&true);
+        let work = |plan: &mut DecoderFree<P::Backend>| {
+            let at = At { place, backend: plan.backend() };
+            let (mut activations, mut row_loss) = (at.room(true, n * h)?, at.room::<P::Real>(true, n)?);
+            let (mut grad_weight, mut grad_bias) = (at.room(wanted, h * d)?, at.room(wanted, h)?);
+            let mut grad_x = at.room(tracked[0], n * d)?;
+            {
+                let (x, weight) = (at.rows(&x)?, at.rows(&weight)?);
+                let bias = at.elements(&bias)?;
+                let activations = at.matrix::<P::Stored>(&mut activations, n, h)?;
+                let row_loss = at.slice(&mut row_loss, n)?;
+                let gradients = (at.matrix(&mut grad_weight, h, d)?, at.slice(&mut grad_bias, h)?);
+                let grad_x = at.matrix(&mut grad_x, n, d)?;
+                if let (Some(grad_weight), Some(grad_bias)) = gradients {
+                    let step =
+                        DecoderFreeStep { x, weight, bias, grad_weight, grad_bias, grad_x, activations, row_loss };
+                    plan.step(step)?;
+                } else {
+                    plan.forward(x, weight, bias, activations, row_loss)?;
+                }
             }
-            let alloc = |len| plan.backend().alloc::<T::Real>(len);
-            let (mut grad_weight, mut grad_bias) = (alloc(h * d)?, alloc(h)?);
-            let mut grad_x = tracked[0].then(|| alloc(n * d)).transpose()?;
-            plan.step(DecoderFreeStep {
-                x,
-                weight,
-                bias,
-                grad_weight: MatMut::new(&mut grad_weight, h, d)?,
-                grad_bias: &mut grad_bias,
-                grad_x: grad_x.as_mut().map(|grad_x| MatMut::new(grad_x, n, d)).transpose()?,
-                activations: Some(MatMut::new(&mut activations, n, h)?),
-                row_loss: Some(&mut row_loss),
-            })?;
-            let gradients = [grad_x, tracked[1].then_some(grad_weight), tracked[2].then_some(grad_bias)];
+            let tensor = |room: Option<P::Array<P::Real>>, of: &Tensor| room.map(|room| place.tensor(room, of.shape()));
+            let [x, weight, bias] = arguments;
+            let gradients = [tensor(grad_x, x), tensor(grad_weight, weight), tensor(grad_bias, bias)];
             Ok((plan.losses()?, activations, row_loss, gradients))
         };
-        let (losses, activations, row_loss, gradients) =
-            self.plans().with("decoder_free_loss", shape, objective, T::backend, work)?;
-        let mut kept = [const { None }; 3];
-        for ((kept, gradient), argument) in kept.iter_mut().zip(gradients).zip(arguments) {
-            *kept = gradient.map(|values| Tensor::from_vec(values, argument.shape(), &Device::Cpu)).transpose()?;
+        let (losses, activations, row_loss, mut gradients) =
+            self.plans().with("decoder_free_loss", place, shape, objective, work)?;
+        for (gradient, tracked) in gradients.iter_mut().zip(tracked) {
+            gradient.take_if(|_| !tracked);
         }
+        let (activations, row_loss) = (activations.expect("wanted"), row_loss.expect("wanted"));
         Ok(DecoderFreeLoss {
-            total: loss("sae-decoder-free-loss", arguments, losses.total, T::DTYPE, kept)?,
+            total: loss("sae-decoder-free-loss", arguments, losses.total, P::Stored::DTYPE, gradients)?,
             losses,
-            activations: Tensor::from_vec(activations, (n, h), &Device::Cpu)?,
-            row_loss: Tensor::from_vec(row_loss, n, &Device::Cpu)?.to_dtype(T::DTYPE)?,
+            activations: place.tensor(activations, (n, h)),
+            row_loss: place.tensor(row_loss, n).to_dtype(P::Stored::DTYPE)?,
         })
     }
 
-    fn encode_lse_of<T: Stored>(&self, arguments: [&Tensor; 3], shape: Shape) -> Result<(Tensor, Tensor)> {
+    fn encode_lse_at<P: Place>(&self, place: &P, arguments: [&Tensor; 3], shape: Shape) -> Result<(Tensor, Tensor)> {
         let Shape { rows: n, latents: h, .. } = shape;
-        let [x, weight, bias] = readable::<T>(arguments)?;
-        let (x, weight, bias) = (x.storage_and_layout(), weight.storage_and_layout(), bias.storage_and_layout());
-        let (x, weight) = (rows::<T>(&x.0, x.1)?, rows::<T>(&weight.0, weight.1)?);
-        let bias = elements::<T::Real>(&bias.0, bias.1)?;
-        let (activations, row_loss) = self.with_scratch::<T, _>(shape, |scratch| {
-            let mut activations = scratch.backend.alloc::<T>(n * h)?;
-            let mut row_loss = scratch.backend.alloc::<T::Real>(n)?;
+        let arguments_read = readable(place, arguments)?;
+        let [x, weight, bias] = arguments_read.each_ref().map(Tensor::storage_and_layout);
+        let (activations, row_loss) = self.with_scratch(place, shape, |scratch| {
+            let at = At { place, backend: &scratch.backend };
+            let (mut activations, mut row_loss) = (at.room(true, n * h)?, at.room(true, n)?);
             scratch.backend.encode(Encode {
-                x,
-                weight,
-                bias,
+                x: at.rows(&x)?,
+                weight: at.rows(&weight)?,
+                bias: at.elements(&bias)?,
                 activation: Activation::Relu,
-                activations: Some(MatMut::new(&mut activations, n, h)?),
-                row_loss: Some(&mut row_loss),
+                activations: at.matrix::<P::Stored>(&mut activations, n, h)?,
+                row_loss: at.slice::<P::Real>(&mut row_loss, n)?,
                 moments: None,
-                workspace: &mut scratch.workspace,
+                workspace: MemoryOf::<P>::slice_mut(&mut scratch.workspace),
             })?;
-            Ok((activations, row_loss))
+            Ok((activations.expect("wanted"), row_loss.expect("wanted")))
         })?;
-        let kernels = self.clone();
+        let (kernels, here) = (self.clone(), place.clone());
         let activations = arguments.attach(
             "sae-encode",
-            T::to_cpu_storage_owned(activations),
+            place.storage(activations),
             (n, h).into(),
-            Box::new(move |arguments, a, grad| Ok(kernels.encode_backward::<T>(arguments, a, grad, shape)?)),
+            Box::new(move |arguments, a, grad| Ok(kernels.encode_backward(&here, arguments, a, grad, shape)?)),
         )?;
         // ℓ before it is rounded: its error is a relative error of exp(ℓ − a).
-        let kept: Vec<T::Real> = row_loss.clone();
-        let row_loss = T::Real::to_cpu_storage_owned(row_loss).to_dtype(&Layout::contiguous(n), T::DTYPE)?;
-        let kernels = self.clone();
+        let kept = place.tensor(row_loss, n);
+        let rounded = kept.to_dtype(P::Stored::DTYPE)?;
+        let (kernels, here) = (self.clone(), place.clone());
         let row_loss = [&activations].attach(
             "sae-row-loss",
-            row_loss,
+            copied(&rounded)?,
             n.into(),
-            Box::new(move |[a], _, grad| Ok([Some(kernels.row_loss_backward::<T>(a, &kept, grad, shape)?)])),
+            Box::new(move |[a], _, grad| Ok([Some(kernels.row_loss_backward(&here, a, &kept, grad, shape)?)])),
         )?;
         Ok((activations, row_loss))
     }
 
     /// dZ = dA ⊙ \[a > 0\], dx = dZ W, dW = dZᵀ x, db = Σ_n dZ.
-    fn encode_backward<T: Stored>(
+    fn encode_backward<P: Place>(
         &self,
+        place: &P,
         arguments: [&Tensor; 3],
         a: &Tensor,
         grad: &Tensor,
@@ -160,91 +160,87 @@ impl Kernels {
     ) -> Result<[Option<Tensor>; 3]> {
         let Shape { rows: n, inputs: d, latents: h } = shape;
         let tracked = arguments.map(Tensor::track_op);
-        let grad = grad.contiguous()?;
-        let dz = {
-            let ((a, a_layout), (grad, grad_layout)) = (a.storage_and_layout(), grad.storage_and_layout());
-            let pairs = elements::<T>(&a, a_layout)?.iter().zip(elements::<T>(&grad, grad_layout)?);
-            // NaN is not hidden: it is no number that is at most 0.
-            pairs.map(|(a, grad)| if *a <= T::zeroed() { T::zeroed() } else { *grad }).collect::<Vec<T>>()
-        };
-        let [x, weight, _] = readable::<T>(arguments)?;
-        let (x, weight) = (x.storage_and_layout(), weight.storage_and_layout());
-        let (x, weight) = (rows::<T>(&x.0, x.1)?, rows::<T>(&weight.0, weight.1)?);
-        let dz = MatRef::new(&dz, n, h)?;
-        let values = self.with_scratch::<T, _>(shape, |Scratch { backend, workspace, .. }| {
-            let mut product = |layout, right, rows, cols| {
-                let mut out = backend.alloc::<T::Real>(rows * cols)?;
-                backend.product(Product {
-                    layout,
-                    left: dz,
-                    right,
-                    accumulate: false,
-                    out: MatMut::new(&mut out, rows, cols)?,
-                    workspace: &mut *workspace,
-                })?;
-                sae_kernels::Result::Ok(out)
+        let grad = grad.detach();
+        // NaN is not hidden: it is no number that is at most 0.
+        let dz = a.detach().le(0.0)?.where_cond(&grad.zeros_like()?, &grad)?;
+        let arguments_read = readable(place, arguments)?;
+        let [x, weight, _] = arguments_read.each_ref().map(Tensor::storage_and_layout);
+        let dz = dz.storage_and_layout();
+        let gradients = self.with_scratch(place, shape, |Scratch { backend, workspace, .. }| {
+            let at = At { place, backend: &*backend };
+            let dz = at.rows::<P::Stored>(&dz)?;
+            let mut product = |wanted: bool, layout, right, rows, cols| {
+                let mut out = at.room::<P::Real>(wanted, rows * cols)?;
+                if let Some(out) = at.matrix(&mut out, rows, cols)? {
+                    let workspace = MemoryOf::<P>::slice_mut(workspace);
+                    backend.product(Product { layout, left: dz, right, accumulate: false, out, workspace })?;
+                }
+                Result::Ok(out.map(|out| place.tensor(out, (rows, cols))))
             };
-            let dx = tracked[0].then(|| product(ProductLayout::Nn, weight, n, d)).transpose()?;
-            let dw = tracked[1].then(|| product(ProductLayout::Tn, x, h, d)).transpose()?;
-            let mut db = tracked[2].then(|| backend.alloc::<T::Real>(h)).transpose()?;
-            if let Some(sums) = &mut db {
+            let dx = product(tracked[0], ProductLayout::Nn, at.rows(&weight)?, n, d)?;
+            let dw = product(tracked[1], ProductLayout::Tn, at.rows(&x)?, h, d)?;
+            let mut db = at.room::<P::Real>(tracked[2], h)?;
+            if let Some(sums) = at.slice(&mut db, h)? {
+                let workspace = MemoryOf::<P>::slice_mut(workspace);
                 backend.column_sums(ColumnSums { matrix: dz, accumulate: false, sums, workspace })?;
             }
-            Ok([dx, dw, db])
+            Ok([dx, dw, db.map(|db| place.tensor(db, h))])
         })?;
-        let mut gradients = [const { None }; 3];
-        for ((to, values), argument) in gradients.iter_mut().zip(values).zip(arguments) {
-            *to = values.map(|values| gradient(argument, T::Real::to_cpu_storage_owned(values))).transpose()?;
+        let mut rounded = [const { None }; 3];
+        for ((rounded, gradient), argument) in rounded.iter_mut().zip(gradients).zip(arguments) {
+            *rounded = gradient.map(|gradient| self::gradient(argument, &gradient)).transpose()?;
         }
-        Ok(gradients)
+        Ok(rounded)
     }
 
     /// dA = diag(dℓ) r, with the responsibilities r_nj = exp(ℓ_n − a_nj).
-    fn row_loss_backward<T: Stored>(
+    fn row_loss_backward<P: Place>(
         &self,
+        place: &P,
         a: &Tensor,
-        row_loss: &[T::Real],
+        row_loss: &Tensor,
         grad: &Tensor,
         shape: Shape,
     ) -> Result<Tensor> {
         let Shape { rows: n, latents: h, .. } = shape;
-        let mut values = {
-            let (storage, layout) = a.storage_and_layout();
-            let activations = MatRef::new(elements::<T>(&storage, layout)?, n, h)?;
-            self.with_scratch::<T, _>(shape, |scratch| {
-                let mut values = scratch.backend.alloc::<T::Real>(n * h)?;
-                let responsibilities = MatMut::new(&mut values, n, h)?;
-                scratch.backend.responsibilities(Responsibilities { activations, row_loss, responsibilities })?;
-                Ok(values)
+        let responsibilities = {
+            let [a, row_loss] = [a, row_loss].map(Tensor::storage_and_layout);
+            self.with_scratch(place, shape, |scratch| {
+                let at = At { place, backend: &scratch.backend };
+                let mut responsibilities = at.room::<P::Real>(true, n * h)?;
+                if let Some(responsibilities) = at.matrix(&mut responsibilities, n, h)? {
+                    let (activations, row_loss) = (at.rows(&a)?, at.elements(&row_loss)?);
+                    scratch.backend.responsibilities(Responsibilities { activations, row_loss, responsibilities })?;
+                }
+                Ok(place.tensor(responsibilities.expect("wanted"), (n, h)))
             })?
         };
-        let grad = grad.to_dtype(T::Real::DTYPE)?.to_vec1::<T::Real>()?;
-        for (row, grad) in values.chunks_exact_mut(h).zip(grad) {
-            row.iter_mut().for_each(|value| *value *= grad);
-        }
-        Ok(gradient(a, T::Real::to_cpu_storage_owned(values))?)
+        let grad = grad.detach().to_dtype(P::Real::DTYPE)?.reshape((n, 1))?;
+        Ok(gradient(a, &responsibilities.broadcast_mul(&grad)?)?)
     }
 
-    fn with_scratch<T: Stored, R>(
+    fn with_scratch<P: Place, R>(
         &self,
+        place: &P,
         shape: Shape,
-        work: impl FnOnce(&mut Scratch<T::Backend>) -> sae_kernels::Result<R>,
+        work: impl FnOnce(&mut Scratch<P::Backend>) -> Result<R>,
     ) -> Result<R> {
-        Ok(self.plans().with("encoder", shape, &Objective::default(), T::backend, work)?)
+        self.plans().with("encoder", place, shape, &Objective::default(), work)
     }
 }
 
 /// Extents of x \[N,D\], weight \[H,D\] and bias \[H\], of which the bias may be of the type that gradients are computed in, too.
-fn check_encoder<T: Stored>(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Shape> {
+fn check_encoder<P: Place>(_: &P, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Shape> {
     let (rows, inputs) = check_matrix("x", x, "[N,D]")?;
     let (latents, _) = check_matrix("weight", weight, "[H,D]")?;
-    check_like("weight", weight, &[latents, inputs], "[H,D] of x [N,D]", &[T::DTYPE])?;
-    check_like("bias", bias, &[latents], "[H] of weight [H,D]", &[T::DTYPE, T::Real::DTYPE])?;
+    check_like("weight", weight, x, &[latents, inputs], "[H,D] of x [N,D]", &[P::Stored::DTYPE])?;
+    let of_bias = [P::Stored::DTYPE, P::Real::DTYPE];
+    check_like("bias", bias, x, &[latents], "[H] of weight [H,D]", &of_bias)?;
     Ok(Shape { rows, inputs, latents })
 }
 
 /// The arguments as kernels read them.
-fn readable<T: Stored>([x, weight, bias]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
-    let bias = bias.detach().to_dtype(<T::Real as WithDType>::DTYPE)?.contiguous()?;
+fn readable<P: Place>(_: &P, [x, weight, bias]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
+    let bias = bias.detach().to_dtype(P::Real::DTYPE)?.contiguous()?;
     Ok([with_dense_rows(x)?, with_dense_rows(weight)?, bias])
 }

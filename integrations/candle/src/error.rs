@@ -17,12 +17,14 @@ pub enum Error {
         expected: String,
     },
     /// A tensor's elements are of a type that there are no kernels for.
-    #[error("{name} is {found:?}, but it must be F32, BF16, F16 or F64: use {name}.to_dtype(DType::F32)")]
+    #[error("{name} is {found:?}, but it must be {expected}: use {name}.to_dtype(DType::F32)")]
     DType {
         /// Name of the argument.
         name: &'static str,
         /// Type of its elements.
         found: DType,
+        /// Those there are kernels for, in words.
+        expected: &'static str,
     },
     /// Two tensors must be of the same type.
     #[error("{name} is {found:?}, but x or the activations are {expected:?}: use {name}.to_dtype(DType::{expected:?})")]
@@ -34,15 +36,27 @@ pub enum Error {
         /// Type they should be of.
         expected: DType,
     },
-    /// A tensor is not on the CPU; CUDA and Metal tensors are not supported.
+    /// A tensor is on a device that there are no kernels for.
     #[error(
-        "{name} is on {found:?}, but only tensors on the CPU are supported so far: use {name}.to_device(&Device::Cpu)"
+        "{name} is on {found:?}, for which this build has no kernels: use {name}.to_device(&Device::Cpu), or the feature `cuda` for a CUDA device"
     )]
     Device {
         /// Name of the argument.
         name: &'static str,
         /// Where it is.
         found: DeviceLocation,
+    },
+    /// Two tensors must be on the same device, as candle made it: two that it made of one GPU have streams of their own.
+    #[error(
+        "{name} is on {found:?}, but x or the activations are on {expected:?}: use {name}.to_device(..), to the same `Device`"
+    )]
+    DeviceMismatch {
+        /// Name of the argument.
+        name: &'static str,
+        /// Where it is.
+        found: DeviceLocation,
+        /// Where it should be.
+        expected: DeviceLocation,
     },
     /// What the kernels refuse: an objective, too few rows, no latents.
     #[error(transparent)]

@@ -5,6 +5,7 @@ mod argument;
 mod encoder;
 mod error;
 mod node;
+mod place;
 mod plans;
 
 pub use activation_losses::CombinedLoss;

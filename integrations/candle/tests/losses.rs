@@ -618,7 +618,7 @@ fn wrong_tensors_are_refused() -> Result<()> {
         (kernels.encode_lse(&integers, &weight, &bias).map(|_| ()), "x"),
     ] {
         let error = error.expect_err("refused");
-        assert!(matches!(error, Error::DType { name, found: DType::U32 } if name == operand), "{error}");
+        assert!(matches!(error, Error::DType { name, found: DType::U32, .. } if name == operand), "{error}");
         assert!(error.to_string().contains("use "), "{error}");
     }
     for (error, operand) in [
