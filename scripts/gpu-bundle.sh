@@ -51,9 +51,16 @@ for file in "${tests[@]/#/bin/}" bin/kernels lib/libsae_kernels.so run.sh; do
     [ -x "$folder/$file" ] || { echo "the build left no $file" >&2; exit 1; }
 done
 compgen -G "$folder/ptx/*.ptx" > /dev/null || { echo "the build left no PTX" >&2; exit 1; }
-# Text, which only the emulated GPU reads; run.py unpacks it.
-tar -C "$folder" -czf "$folder/ptx.tar.gz" ptx
-rm -r "$folder/ptx"
+# Every program has the kernels in it: a dictionary longer than a program finds them again. run.py unpacks it.
+python3 - "$folder" bin lib ptx tests << 'END'
+import lzma, sys, tarfile
+folder, *names = sys.argv[1:]
+filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 64 << 20}]
+with lzma.open(f"{folder}/programs.tar.xz", "w", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+    for name in names:
+        archive.add(f"{folder}/{name}", name)
+END
+rm -r "$folder"/{bin,lib,ptx,tests}
 size=$(du -s --apparent-size --block-size=1000000 "$folder" | cut -f1)
 echo "$folder: $size MB"
 [ "$size" -lt "$most_mb" ] || { echo "a bundle must have less than $most_mb MB: fewer SAE_KERNELS_CUDA_ARCHS, for one" >&2; exit 1; }

@@ -76,12 +76,21 @@ def libraries() -> list[str]:
 
 def environment() -> dict[str, str]:
     """Programs find cuBLASLt, and the golden vectors and the PTX that lie beside them."""
-    packed = HERE / "ptx.tar.gz"
-    if packed.exists() and not (HERE / "ptx").exists():
-        shutil.unpack_archive(packed, HERE)
     paths = [*filter(None, [os.environ.get("LD_LIBRARY_PATH")]), *libraries()]
     beside = {"CARGO_MANIFEST_DIR": str(HERE), "SAE_KERNELS_PTX_DIR": str(HERE / "ptx")}
     return os.environ | beside | {"LD_LIBRARY_PATH": ":".join(paths)}
+
+
+def unpack() -> None:
+    """Unpacks the programs and what they read, once; one that is interrupted is begun again."""
+    if PROGRAMS.exists():
+        return
+    place = HERE / "unpacking"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.unpack_archive(HERE / "programs.tar.xz", place)
+    for name in ["lib", "ptx", "tests", PROGRAMS.name]:
+        (place / name).replace(HERE / name)
+    place.rmdir()
 
 
 # The stages
@@ -250,6 +259,7 @@ def main() -> int:
     names = list(STAGES) if not options.stages or "all" in options.stages else options.stages
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    unpack()
     found = {name: run_stage(name, out, options.limit) for name in names}
     print("\n" + "\n".join(f"{name:12} {status}" for name, status in found.items()) + f"\n{out}")
     return 1 if "failed" in found.values() else 0
