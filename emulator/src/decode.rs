@@ -198,6 +198,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         local_bytes: d.local as usize,
         tracked: 0,
         max_threads: function.max_threads,
+        min_blocks: function.min_blocks,
         max_registers: function.max_registers,
         cluster: function.cluster,
         register_names: d.register_names,
@@ -400,7 +401,10 @@ impl Decoder<'_> {
                                 _ => Constant::Global(i as u32),
                             }
                         }
-                        None => return fail(s, format!("unknown name `{name}`")),
+                        None => {
+                            let why = self.source.unreadable.iter().find(|e| e.text.contains(name.as_str()));
+                            return why.cloned().map_or_else(|| fail(s, format!("unknown name `{name}`")), Err);
+                        }
                     }
                 }
             },
