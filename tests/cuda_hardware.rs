@@ -25,7 +25,7 @@ fn main() {
     let mut trials = vec![Trial::test("conformance", instructions)];
     for form in [Form::Primal, Form::Dual] {
         let name = format!("{form:?}").to_lowercase();
-        // The smallest are for a sanitizer, which is slow.
+        // The smallest are for a sanitizer or an emulator, which are slow.
         let smallest: &[[usize; 3]] = &[[130, 40, 141]];
         let sizes: &[[usize; 3]] = &[[128, 784, 64], [300, 257, 515], [1024, 768, 2048]];
         for (prefix, sizes) in [("smallest_", smallest), ("", sizes)] {
@@ -33,11 +33,14 @@ fn main() {
             trials.push(Trial::test(format!("{prefix}step_bf16_{name}"), move || step::<bf16>(form, sizes)));
             trials.push(Trial::test(format!("{prefix}step_f16_{name}"), move || step::<f16>(form, sizes)));
         }
-        for products in [Products::Library, Products::Own] {
-            let name = format!("{name}_{products:?}").to_lowercase();
-            trials.push(Trial::test(format!("graph_bf16_{name}"), move || graph::<bf16>(form, products)));
+        for (prefix, size) in [("smallest_", [130, 40, 141]), ("", [300, 257, 515])] {
+            for products in [Products::Library, Products::Own] {
+                let name = format!("{prefix}graph_bf16_{name}_{products:?}").to_lowercase();
+                trials.push(Trial::test(name, move || graph::<bf16>(form, products, size)));
+            }
+            let name = format!("{prefix}graph_f32_{name}");
+            trials.push(Trial::test(name, move || graph::<f32>(form, Products::Own, size)));
         }
-        trials.push(Trial::test(format!("graph_f32_{name}"), move || graph::<f32>(form, Products::Own)));
     }
     let library = missing.is_none() && Cuda::<bf16>::new(0).is_ok_and(|cuda| cuda.products() == Products::Library);
     for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
@@ -219,8 +222,8 @@ fn library_and_own<E: CudaElement>(layout: Layout) -> Result<(), Failed> {
 }
 
 /// A step and an update, captured into a graph: the same bits as without one.
-fn graph<E: CudaElement>(form: Form, products: Products) -> Result<(), Failed> {
-    let shape = Shape { rows: 300, inputs: 257, latents: 515 };
+fn graph<E: CudaElement>(form: Form, products: Products, [rows, inputs, latents]: [usize; 3]) -> Result<(), Failed> {
+    let shape = Shape { rows, inputs, latents };
     for block_rows in [None, Some(128)] {
         let objective = Objective { lambda_wr: 0.1, ..Objective::default() };
         let config =
