@@ -18,7 +18,8 @@ impl Chip {
     pub(crate) fn from_environment() -> Result<Chip, String> {
         let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_string());
         let wanted = variable("PTX_EMULATOR_CAPABILITY", "8.0");
-        let capability = wanted.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let capability =
+            wanted.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         let capability = capability.filter(|capability| *capability >= (8, 0));
         let capability =
             capability.ok_or(format!("PTX_EMULATOR_CAPABILITY={wanted} is not a compute capability from 8.0 on"))?;

@@ -7,8 +7,10 @@ use crate::pointers::Host;
 use crate::state::{Context, Driver, Handle, Last};
 use crate::{Outcome, say};
 use cudarc::driver::sys::CUresult::*;
-use cudarc::driver::sys::CUstreamCaptureMode_enum::{CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL};
 use cudarc::driver::sys::CUstream_flags::CU_STREAM_NON_BLOCKING;
+use cudarc::driver::sys::CUstreamCaptureMode_enum::{
+    CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+};
 use ptx_emulator::{Argument, Fault, Grid, Rule};
 use std::collections::HashSet;
 use std::thread::ThreadId;
@@ -227,8 +229,8 @@ impl Driver {
             capture.valid = false;
             return Err(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
         }
-        let is_relaxed = ![CU_STREAM_CAPTURE_MODE_GLOBAL as u32, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as u32]
-            .contains(&capture.mode);
+        let is_relaxed =
+            ![CU_STREAM_CAPTURE_MODE_GLOBAL as u32, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as u32].contains(&capture.mode);
         if !is_relaxed && capture.thread != std::thread::current().id() {
             capture.valid = false;
             return Err(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);

@@ -69,7 +69,8 @@ fn launch(function: CUfunction, shape: Shape, stream: CUstream, arguments: &Argu
             refuse(format_args!("a grid of {grid:?} blocks in clusters of {cluster:?}"));
             return Err(CUDA_ERROR_INVALID_CLUSTER_SIZE);
         }
-        let resident = blocks_per_multiprocessor(driver.chip, &kernel, threads, shared_bytes) * driver.chip.multiprocessors;
+        let resident =
+            blocks_per_multiprocessor(driver.chip, &kernel, threads, shared_bytes) * driver.chip.multiprocessors;
         let blocks = grid.iter().fold(1u32, |product, n| product.saturating_mul(*n));
         if cooperative && blocks > resident {
             refuse(format_args!("{blocks} blocks that wait for each other, and certain room for {resident}"));
