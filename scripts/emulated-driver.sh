@@ -8,7 +8,7 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 cargo build --quiet --profile test -p ptx-emulator-driver
 folder=$target/emulated-driver
 mkdir -p "$folder"
-cp "$target/debug/libcuda.so" "$folder/libcuda.so.1.new"
+cp "$target/debug/libptx_emulator_driver.so" "$folder/libcuda.so.1.new"
 mv "$folder/libcuda.so.1.new" "$folder/libcuda.so.1"
 ln -sf libcuda.so.1 "$folder/libcuda.so"
 # Of our own package cargo says where its kernels are; the other programs' are in one of these.

@@ -57,7 +57,7 @@ fn context() -> Arc<CudaContext> {
     static LIBRARY: OnceLock<libloading::Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let program = std::env::current_exe().unwrap();
-        let path = program.ancestors().nth(2).unwrap().join("libcuda.so");
+        let path = program.with_file_name("libptx_emulator_driver.so");
         // SAFETY: a library that does nothing when it is loaded.
         unsafe { libloading::Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     });
