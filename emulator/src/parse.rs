@@ -580,7 +580,8 @@ fn body(text: &str, line: u32) -> Result<Vec<Item>, LoadError> {
                 _ => {
                     let whole = c.until(|b| b == b';').ok_or_else(ended)?;
                     body.push(match word {
-                        ".reg" => registers(whole, line)?,
+                        // `.reg.b32 f` in what is written by hand.
+                        _ if word == ".reg" || word.starts_with(".reg.") => registers(whole, line)?,
                         ".shared" | ".local" | ".param" => Item::Variable(variable(whole, line)?),
                         ".branchtargets" => Item::Targets(
                             split_commas(whole.trim_start_matches(".branchtargets").trim())
