@@ -8,9 +8,11 @@
 //! | `work` | copies, fills and launches: done at once, or recorded by a capture |
 //! | `chip`, `images` | the GPU that this is; the PTX of a fatbin |
 //! | `api/` | the functions, by the chapters of the driver's manual |
+//! | `foreign` | names of libraries that programs link beside the driver |
 
 mod api;
 mod chip;
+mod foreign;
 mod images;
 mod pointers;
 mod state;

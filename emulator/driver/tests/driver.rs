@@ -273,7 +273,8 @@ fn what_waits_or_allocates_spoils_a_capture() {
     let context = context();
     let stream = context.new_stream().unwrap();
     // SAFETY: nothing is kept of what these make, as all are refused.
-    let calls: [(&str, &dyn Fn() -> Result<(), DriverError>); 5] = [
+    type Call<'a> = &'a dyn Fn() -> Result<(), DriverError>;
+    let calls: [(&str, Call); 5] = [
         ("waiting for the stream", &|| stream.synchronize()),
         ("waiting for the context", &|| context.synchronize()),
         ("allocating", &|| unsafe { result::malloc_sync(4) }.map(|_| ())),
@@ -285,6 +286,7 @@ fn what_waits_or_allocates_spoils_a_capture() {
         assert_eq!(call().map_err(|error| error.0), Err(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED), "{what}");
         let status = stream.capture_status().unwrap();
         assert_eq!(status, CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_INVALIDATED, "{what}");
+        // SAFETY: refused.
         let after = unsafe { result::memset_d8_async(0, 0, 0, stream.cu_stream()) };
         assert_eq!(after.map_err(|error| error.0), Err(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED), "{what}");
         let ended = stream.end_capture(CUgraphInstantiate_flags(0)).map(|_| ());
