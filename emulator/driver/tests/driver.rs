@@ -272,13 +272,16 @@ fn a_graph_does_its_work_when_it_is_launched() {
 fn what_waits_or_allocates_spoils_a_capture() {
     let context = context();
     let stream = context.new_stream().unwrap();
-    // SAFETY: nothing is kept of what these make, as all are refused.
     type Call<'a> = &'a dyn Fn() -> Result<(), DriverError>;
+    // SAFETY: refused, so nothing is allocated.
+    let allocate = || unsafe { result::malloc_sync(4) }.map(|_| ());
+    // SAFETY: no bytes.
+    let copy = || unsafe { result::memcpy_dtod_sync(0, 0, 0) };
     let calls: [(&str, Call); 5] = [
         ("waiting for the stream", &|| stream.synchronize()),
         ("waiting for the context", &|| context.synchronize()),
-        ("allocating", &|| unsafe { result::malloc_sync(4) }.map(|_| ())),
-        ("copying at once", &|| unsafe { result::memcpy_dtod_sync(0, 0, 0) }),
+        ("allocating", &allocate),
+        ("copying at once", &copy),
         ("loading a module", &|| context.load_module(Ptx::from_src(PTX)).map(|_| ())),
     ];
     for (what, call) in calls {
