@@ -2,8 +2,8 @@
 # A CUDA driver library whose GPU is the PTX emulator (emulator/README.md): builds it, and runs a command with it, or prints how to use it.
 #     scripts/emulated-driver.sh cargo test --features cuda --test cuda_hardware -- conformance
 #     eval "$(scripts/emulated-driver.sh)"
-# With --foreign before the command, programs find it, when they are linked and started, in the place of cuBLAS, cuRAND and NVRTC, too, of which
-# it has the handles only.
+# With --foreign before the command, programs find it, when they are linked and started, in the place of cuBLAS, cuRAND, NVRTC and the runtime, too, of which
+# it has the handles or nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -14,7 +14,7 @@ mkdir -p "$folder/foreign"
 cp "$target/debug/libptx_emulator_driver.so" "$folder/new"
 mv "$folder/new" "$folder/libcuda.so.1"
 ln -sf libcuda.so.1 "$folder/libcuda.so"
-for name in cublas cublasLt curand nvrtc; do ln -sf ../libcuda.so.1 "$folder/foreign/lib$name.so"; done
+for name in cublas cublasLt cudart curand nvrtc; do ln -sf ../libcuda.so.1 "$folder/foreign/lib$name.so"; done
 # Of our own package cargo says where its kernels are; the other programs' are in one of these.
 images=$(printf '%s:' "$target"/*/build/sae-kernels-*/out)
 path=$folder
