@@ -738,12 +738,14 @@ impl Decoder<'_> {
             let yes = match result {
                 Type::U32 | Type::S32 => 0xFFFF_FFFF,
                 Type::F32 => 0x3F80_0000,
+                Type::F16 => 0x3C00,
+                Type::Bf16 => 0x3F80,
                 _ => return fail(s, "unsupported result of set"),
             };
             let p = self.new_slot()?;
             self.emit(Op::Compare { f, d: p, a, b }, None, s.line);
             let (a, b) = (self.constant(Constant::Value(yes))?, self.constant(Constant::Value(0))?);
-            let f = self.need(s, arith::integer_ternary("selp", ty))?;
+            let f = self.need(s, arith::integer_ternary("selp", result))?;
             return Ok(Op::Ternary { f, d: self.d(s, 0)?, a, b, c: p });
         }
         let (d, q) = match self.operand(s, 0)?.clone() {
