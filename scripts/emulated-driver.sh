@@ -2,8 +2,8 @@
 # A CUDA driver library whose GPU is the PTX emulator (emulator/README.md): builds it, and runs a command with it, or prints how to use it.
 #     scripts/emulated-driver.sh cargo test --features cuda --test cuda_hardware -- conformance
 #     eval "$(scripts/emulated-driver.sh)"
-# With --foreign before the command, programs find it, when they are linked and started, in the place of cuBLAS, cuRAND, NVRTC and the runtime, too, of which
-# it has the handles or nothing.
+# With --foreign before the command, programs that are linked to cuBLAS, cuRAND, NVRTC and the runtime find it in their places, too: it has
+# the handles of the first three, and nothing of the last.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
