@@ -1,4 +1,5 @@
-//! The C ABI on a CUDA context: the calls of a CPU context with addresses of an emulated device, and what is refused.
+//! The C ABI on a CUDA context: the calls of a CPU context with addresses of an emulated device, and what is refused. With
+//! `SAE_KERNELS_REQUIRE_GPU=1` the device is a real one, in a stream that the test made.
 #![cfg(sae_kernels_ptx)]
 
 mod common;
@@ -8,6 +9,7 @@ use common::{relative, rng, rounded, uniform};
 use ptx_emulator::Options;
 use sae_kernels::capi::*;
 use sae_kernels::cuda_driver::Driver;
+use sae_kernels::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use sae_kernels::{CpuElement, CudaElement, Element, bf16, f16};
 use std::ffi::CStr;
 use std::ptr::{null, null_mut, without_provenance_mut};
@@ -27,10 +29,17 @@ fn last_error() -> String {
     unsafe { CStr::from_ptr(saek_last_error()) }.to_str().unwrap().to_owned()
 }
 
-/// A context that ends with the test, and where its arrays are: on an emulated device, or in the host's memory.
+/// A context that ends with the test, and where its arrays are.
 struct Context {
     context: *mut saek_context,
-    device: Option<Arc<Emulated>>,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Host,
+    Emulated(Arc<Emulated>),
+    Gpu(Arc<CudaStream>),
 }
 
 impl Context {
@@ -38,23 +47,37 @@ impl Context {
         let mut context = null_mut();
         // SAFETY: the pointer is to a variable.
         assert_eq!(unsafe { saek_context_create_cpu(1, &mut context) }, SAEK_OK);
-        Self { context, device: None }
+        Self { context, place: Place::Host }
     }
     fn cuda() -> Self {
+        if std::env::var("SAE_KERNELS_REQUIRE_GPU").is_ok_and(|value| value == "1") {
+            return Self::gpu(CudaContext::new(0).unwrap().new_stream().unwrap());
+        }
         // No search for races: what follows is about the host's calls.
         let device = Arc::new(Emulated::new(Options { check_races: false, ..Options::default() }));
-        Self { context: saek_context::on_driver(device.clone()), device: Some(device) }
+        Self { context: saek_context::on_driver(device.clone()), place: Place::Emulated(device) }
+    }
+    fn gpu(stream: Arc<CudaStream>) -> Self {
+        let mut context = null_mut();
+        // SAFETY: the stream is kept until the context is destroyed, and the pointer is to a variable.
+        let code = unsafe { saek_context_create_cuda(0, stream.cu_stream().cast(), &mut context) };
+        assert_eq!(code, SAEK_OK, "{}", last_error());
+        Self { context, place: Place::Gpu(stream) }
     }
     fn array<T: Element>(&self, values: &[f64]) -> Array<T> {
         let host: Vec<T> = values.iter().map(|value| T::from_f64(*value)).collect();
-        let device = self.device.clone().filter(|_| !host.is_empty());
-        let device = device.map(|device| {
-            let address = device.alloc(size_of_val(host.as_slice())).unwrap();
-            // SAFETY: just allocated, as many bytes.
-            unsafe { device.upload(bytemuck::cast_slice(&host), address) }.unwrap();
-            (device, address)
-        });
-        Array { host, device }
+        let memory = match &self.place {
+            _ if host.is_empty() => Memory::Host,
+            Place::Host => Memory::Host,
+            Place::Emulated(device) => {
+                let address = device.alloc(size_of_val(host.as_slice())).unwrap();
+                // SAFETY: just allocated, as many bytes.
+                unsafe { device.upload(bytemuck::cast_slice(&host), address) }.unwrap();
+                Memory::Emulated(device.clone(), address)
+            }
+            Place::Gpu(stream) => Memory::Gpu(stream.clone_htod(bytemuck::cast_slice::<T, u8>(&host)).unwrap()),
+        };
+        Array { host, memory }
     }
     /// For a call to write.
     fn output<T: Element>(&self, len: usize) -> Array<T> {
@@ -71,29 +94,39 @@ impl Drop for Context {
 /// An array of a call; NULL if it is empty.
 struct Array<T> {
     host: Vec<T>,
-    device: Option<(Arc<Emulated>, u64)>,
+    memory: Memory,
+}
+
+enum Memory {
+    Host,
+    Emulated(Arc<Emulated>, u64),
+    Gpu(CudaSlice<u8>),
 }
 
 impl<T: Element> Array<T> {
     fn pointer<U>(&mut self) -> *mut U {
-        match &self.device {
-            Some((_, address)) => without_provenance_mut(*address as usize),
-            None if self.host.is_empty() => null_mut(),
-            None => self.host.as_mut_ptr().cast(),
+        match &self.memory {
+            Memory::Emulated(_, address) => without_provenance_mut(*address as usize),
+            Memory::Gpu(bytes) => without_provenance_mut(bytes.device_ptr(bytes.stream()).0 as usize),
+            Memory::Host if self.host.is_empty() => null_mut(),
+            Memory::Host => self.host.as_mut_ptr().cast(),
         }
     }
     fn values(&self) -> Vec<f64> {
         let mut values = self.host.clone();
-        if let Some((device, address)) = &self.device {
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        match &self.memory {
+            Memory::Host => {}
             // SAFETY: this array's memory.
-            unsafe { device.download(*address, bytemuck::cast_slice_mut(&mut values)) }.unwrap();
+            Memory::Emulated(device, address) => unsafe { device.download(*address, bytes) }.unwrap(),
+            Memory::Gpu(memory) => memory.stream().memcpy_dtoh(memory, bytes).unwrap(),
         }
         values.iter().map(|value| value.to_f64()).collect()
     }
 }
-impl<T> Drop for Array<T> {
+impl Drop for Memory {
     fn drop(&mut self) {
-        if let Some((device, address)) = &self.device {
+        if let Memory::Emulated(device, address) = self {
             // SAFETY: allocated in `Context::array`, and used by nobody any more.
             unsafe { device.free(*address) };
         }

@@ -15,7 +15,8 @@ use sae_kernels::cudarc::driver::{CudaContext, DevicePtr, DeviceRepr, LaunchConf
 use sae_kernels::cudarc::nvrtc::Ptx;
 use sae_kernels::operations::Layout;
 use sae_kernels::{
-    Cpu, CpuElement, Cuda, CudaElement, DecoderFreeConfig, Form, Objective, Precision, Products, Shape, bf16, f16,
+    Cpu, CpuElement, Cuda, CudaElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, Form, MatMut, MatRef,
+    Objective, Precision, Products, Shape, bf16, f16,
 };
 
 fn main() {
@@ -25,19 +26,22 @@ fn main() {
     let mut trials = vec![Trial::test("conformance", instructions)];
     for form in [Form::Primal, Form::Dual] {
         let name = format!("{form:?}").to_lowercase();
-        // The smallest are for a sanitizer, which is slow.
+        // The smallest are for a sanitizer or an emulator, which are slow.
         let smallest: &[[usize; 3]] = &[[130, 40, 141]];
         let sizes: &[[usize; 3]] = &[[128, 784, 64], [300, 257, 515], [1024, 768, 2048]];
-        for (prefix, sizes) in [("smallest_", smallest), ("", sizes)] {
+        for (prefix, sizes) in [("smallest_", smallest), ("full_", sizes)] {
             trials.push(Trial::test(format!("{prefix}step_f32_{name}"), move || step::<f32>(form, sizes)));
             trials.push(Trial::test(format!("{prefix}step_bf16_{name}"), move || step::<bf16>(form, sizes)));
             trials.push(Trial::test(format!("{prefix}step_f16_{name}"), move || step::<f16>(form, sizes)));
         }
-        for products in [Products::Library, Products::Own] {
-            let name = format!("{name}_{products:?}").to_lowercase();
-            trials.push(Trial::test(format!("graph_bf16_{name}"), move || graph::<bf16>(form, products)));
+        for (prefix, size) in [("smallest_", [130, 40, 141]), ("full_", [300, 257, 515])] {
+            for products in [Products::Library, Products::Own] {
+                let name = format!("{prefix}graph_bf16_{name}_{products:?}").to_lowercase();
+                trials.push(Trial::test(name, move || graph::<bf16>(form, products, size)));
+            }
+            let name = format!("{prefix}graph_f32_{name}");
+            trials.push(Trial::test(name, move || graph::<f32>(form, Products::Own, size)));
         }
-        trials.push(Trial::test(format!("graph_f32_{name}"), move || graph::<f32>(form, Products::Own)));
     }
     let library = missing.is_none() && Cuda::<bf16>::new(0).is_ok_and(|cuda| cuda.products() == Products::Library);
     for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
@@ -51,6 +55,9 @@ fn main() {
             if ignored { trial.with_kind("no cuBLASLt").with_ignored_flag(true) } else { trial }
         }));
     }
+    trials.push(Trial::test("views", views));
+    #[cfg(feature = "capi")]
+    trials.push(Trial::test("raw_streams", raw_streams));
     if let (Some(reason), false) = (missing, required) {
         trials = trials.into_iter().map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true)).collect();
     }
@@ -219,8 +226,8 @@ fn library_and_own<E: CudaElement>(layout: Layout) -> Result<(), Failed> {
 }
 
 /// A step and an update, captured into a graph: the same bits as without one.
-fn graph<E: CudaElement>(form: Form, products: Products) -> Result<(), Failed> {
-    let shape = Shape { rows: 300, inputs: 257, latents: 515 };
+fn graph<E: CudaElement>(form: Form, products: Products, [rows, inputs, latents]: [usize; 3]) -> Result<(), Failed> {
+    let shape = Shape { rows, inputs, latents };
     for block_rows in [None, Some(128)] {
         let objective = Objective { lambda_wr: 0.1, ..Objective::default() };
         let config =
@@ -259,6 +266,75 @@ fn graph<E: CudaElement>(form: Form, products: Products) -> Result<(), Failed> {
             for ((what, found), (_, expected)) in training.outcome()?.iter().zip(expected) {
                 assert_same_bits(&format!("{} {form:?} {products:?}", E::NAME), what, found, expected);
             }
+        }
+    }
+    Ok(())
+}
+
+/// A step on cudarc's own buffers, which another stream wrote.
+fn views() -> Result<(), Failed> {
+    let shape = Shape { rows: 20, inputs: 9, latents: 14 };
+    let (n, d, h) = (shape.rows, shape.inputs, shape.latents);
+    let mut rng = rng(5);
+    let step = Step {
+        config: DecoderFreeConfig::new(shape),
+        x: uniform(&mut rng, n * d, 1.0),
+        weight: uniform(&mut rng, h * d, 0.3),
+        bias: uniform(&mut rng, h, 0.1),
+    };
+    let truth = step.run(Cpu::<f32>::new()?)?;
+    let context = CudaContext::new(0)?;
+    let (theirs, cuda) = (context.new_stream()?, Cuda::<f32>::on_stream(context.new_stream()?)?);
+    let upload = |values: &[f64]| theirs.clone_htod(&values.iter().map(|value| *value as f32).collect::<Vec<_>>());
+    let (x, weight, bias) = (upload(&step.x)?, upload(&step.weight)?, upload(&step.bias)?);
+    let (mut grad_weight, mut grad_bias) = (theirs.alloc_zeros::<f32>(h * d)?, theirs.alloc_zeros::<f32>(h)?);
+    let mut model = DecoderFree::new(cuda.clone(), step.config)?;
+    model.step(DecoderFreeStep {
+        x: MatRef::from_memory(cuda.view(&x)?, n, d, d)?,
+        weight: MatRef::from_memory(cuda.view(&weight)?, h, d, d)?,
+        bias: cuda.view(&bias)?,
+        grad_weight: MatMut::from_memory(cuda.view_mut(&mut grad_weight)?, h, d, d)?,
+        grad_bias: cuda.view_mut(&mut grad_bias)?,
+        grad_x: None,
+        activations: None,
+        row_loss: None,
+    })?;
+    let losses = model.losses()?;
+    let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+    let (grad_weight, grad_bias) = (wide(theirs.clone_dtoh(&grad_weight)?), wide(theirs.clone_dtoh(&grad_bias)?));
+    let errors = [
+        relative(&grad_weight, &truth.weight),
+        relative(&grad_bias, &truth.bias),
+        relative(&[losses.total], &[truth.losses.total]),
+    ];
+    if errors.iter().all(|error| *error <= 1e-5) { Ok(()) } else { Err(format!("off by {errors:?}").into()) }
+}
+
+/// Contexts of the C interface take the default stream and streams of the device's primary context, and no others.
+#[cfg(feature = "capi")]
+fn raw_streams() -> Result<(), Failed> {
+    use sae_kernels::capi::{
+        SAEK_ERROR_DEVICE, SAEK_OK, saek_context_create_cuda, saek_context_destroy, saek_last_error,
+    };
+    let create = |stream: sys::CUstream| {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: a stream or NULL, which outlives the context, and pointers to variables; nobody uses the context afterwards.
+        unsafe {
+            let code = saek_context_create_cuda(0, stream.cast(), &mut context);
+            saek_context_destroy(context);
+            (code, std::ffi::CStr::from_ptr(saek_last_error()).to_string_lossy().into_owned())
+        }
+    };
+    let (primary, other) = (CudaContext::new(0)?, CudaContext::new_non_primary(0, 0)?);
+    let (own, foreign) = (primary.new_stream()?, other.new_stream()?);
+    for (what, stream, expected) in [
+        ("the default stream", std::ptr::null_mut(), SAEK_OK),
+        ("a stream of the primary context", own.cu_stream(), SAEK_OK),
+        ("a stream of another context", foreign.cu_stream(), SAEK_ERROR_DEVICE),
+    ] {
+        let (code, text) = create(stream);
+        if code != expected || (expected != SAEK_OK && !text.contains("not of the primary context of device 0")) {
+            return Err(format!("{what}: {code}, {text}").into());
         }
     }
     Ok(())

@@ -198,6 +198,7 @@ pub(crate) fn kernel(source: &Source, function: &Function) -> Result<Kernel, Loa
         local_bytes: d.local as usize,
         tracked: 0,
         max_threads: function.max_threads,
+        min_blocks: function.min_blocks,
         max_registers: function.max_registers,
         cluster: function.cluster,
         register_names: d.register_names,
@@ -400,7 +401,10 @@ impl Decoder<'_> {
                                 _ => Constant::Global(i as u32),
                             }
                         }
-                        None => return fail(s, format!("unknown name `{name}`")),
+                        None => {
+                            let why = self.source.unreadable.iter().find(|e| e.text.contains(name.as_str()));
+                            return why.cloned().map_or_else(|| fail(s, format!("unknown name `{name}`")), Err);
+                        }
                     }
                 }
             },
@@ -734,12 +738,14 @@ impl Decoder<'_> {
             let yes = match result {
                 Type::U32 | Type::S32 => 0xFFFF_FFFF,
                 Type::F32 => 0x3F80_0000,
+                Type::F16 => 0x3C00,
+                Type::Bf16 => 0x3F80,
                 _ => return fail(s, "unsupported result of set"),
             };
             let p = self.new_slot()?;
             self.emit(Op::Compare { f, d: p, a, b }, None, s.line);
             let (a, b) = (self.constant(Constant::Value(yes))?, self.constant(Constant::Value(0))?);
-            let f = self.need(s, arith::integer_ternary("selp", ty))?;
+            let f = self.need(s, arith::integer_ternary("selp", result))?;
             return Ok(Op::Ternary { f, d: self.d(s, 0)?, a, b, c: p });
         }
         let (d, q) = match self.operand(s, 0)?.clone() {

@@ -152,7 +152,22 @@ pub struct LaunchStats {
 
 static NEXT_MODULE: AtomicU64 = AtomicU64::new(1);
 
-/// PTX text, checked and decoded: every kernel is ready to run.
+/// What a kernel was compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Static shared memory, in bytes.
+    pub static_shared: u32,
+    /// Local memory of a thread, in bytes.
+    pub local_bytes: usize,
+    /// The largest block, from its launch bounds.
+    pub max_threads: Option<u32>,
+    /// Blocks that a multiprocessor certainly has room for, from its launch bounds.
+    pub min_blocks: Option<u32>,
+    /// Blocks of a cluster in x, y and z.
+    pub cluster: Option<[u32; 3]>,
+}
+
+/// PTX text: kernels that are ready to run.
 #[derive(Clone, Debug)]
 pub struct Module {
     id: u64,
@@ -161,31 +176,54 @@ pub struct Module {
 }
 
 impl Module {
-    /// Reads PTX text. Anything unknown in any kernel is an error here.
+    /// Reads PTX text, checks and decodes it. Anything unknown in any kernel is an error here.
     pub fn parse(ptx: &str) -> Result<Module, LoadError> {
-        let source = parse::parse(ptx)?;
-        let mut kernels = HashMap::new();
-        for function in source.functions.iter().filter(|f| f.entry) {
-            kernels.insert(function.name.clone(), decode::kernel(&source, function)?);
+        let mut module = Module::open(ptx)?;
+        let names: Vec<String> = module.source.kernels().map(str::to_string).collect();
+        names.iter().try_for_each(|name| module.prepare(name))?;
+        Ok(module)
+    }
+
+    /// Reads no more of PTX text than what its kernels are called: each of them can be launched once it is [prepared](Self::prepare).
+    pub fn open(ptx: &str) -> Result<Module, LoadError> {
+        let id = NEXT_MODULE.fetch_add(1, Ordering::Relaxed);
+        Ok(Module { id, source: parse::outline(ptx)?, kernels: HashMap::new() })
+    }
+
+    /// Makes a kernel ready to run. Anything unknown in it, or in a function that it calls, is an error here.
+    pub fn prepare(&mut self, kernel: &str) -> Result<(), LoadError> {
+        if self.kernels.contains_key(kernel) {
+            return Ok(());
         }
-        Ok(Module { id: NEXT_MODULE.fetch_add(1, Ordering::Relaxed), source, kernels })
+        self.source.read(kernel)?;
+        let missing =
+            || LoadError { line: 0, text: kernel.to_string(), reason: "no such kernel in the module".to_string() };
+        let function = self.source.functions.iter().find(|f| f.entry && f.name == kernel).ok_or_else(missing)?;
+        self.kernels.insert(kernel.to_string(), decode::kernel(&self.source, function)?);
+        Ok(())
+    }
+
+    /// The chip that the text is for: `sm_80`.
+    pub fn target(&self) -> &str {
+        &self.source.target
     }
 
     /// The names of the kernels, sorted.
     pub fn kernels(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.kernels.keys().map(String::as_str).collect();
+        let mut names: Vec<&str> = self.source.kernels().collect();
         names.sort_unstable();
         names
     }
 
-    /// The bytes of each parameter of a kernel.
+    /// The bytes of each parameter of a kernel that is ready.
     pub fn parameters(&self, kernel: &str) -> Option<Vec<usize>> {
         Some(self.kernels.get(kernel)?.parameters.iter().map(|p| p.size).collect())
     }
 
-    /// Static shared memory of a kernel, in bytes.
-    pub fn static_shared(&self, kernel: &str) -> Option<u32> {
-        Some(self.kernels.get(kernel)?.static_shared)
+    /// What a kernel that is ready was compiled for.
+    pub fn attributes(&self, kernel: &str) -> Option<Attributes> {
+        let &Kernel { static_shared, local_bytes, max_threads, min_blocks, cluster, .. } = self.kernels.get(kernel)?;
+        Some(Attributes { static_shared, local_bytes, max_threads, min_blocks, cluster })
     }
 
     fn file(&self, index: u32) -> String {
@@ -286,6 +324,50 @@ impl Device {
         Ok(self.read(pointer, count * size)?.chunks_exact(size).map(T::from_bytes).collect())
     }
 
+    /// Whether a range lies in one live allocation: the fault of a copy that would read it, if not.
+    pub fn check(&mut self, pointer: DevicePointer, bytes: usize) -> Result<(), Fault> {
+        if bytes > 0 {
+            self.global.host(pointer, bytes, "access").map_err(|f| host_fault(*f))?;
+        }
+        Ok(())
+    }
+
+    /// Copies within the device; what was not written is not written there either.
+    pub fn copy(&mut self, from: DevicePointer, to: DevicePointer, bytes: usize) -> Result<(), Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (memory, offset) = self.global.host(from, bytes, "read").map_err(|f| host_fault(*f))?;
+        let part = memory.part(offset, bytes);
+        let (memory, offset) = self.global.host(to, bytes, "write").map_err(|f| host_fault(*f))?;
+        memory.fill_from_part(offset, part);
+        Ok(())
+    }
+
+    /// Where a module's variable in global or constant memory is, and its bytes.
+    pub fn variable(&mut self, module: &Module, name: &str) -> Option<(DevicePointer, usize)> {
+        self.place_variables(module);
+        let i = module.source.variables.iter().position(|v| v.name == name)?;
+        Some((*self.symbols.get(&(module.id, i as u32))?, module.source.variables[i].size as usize))
+    }
+
+    /// Gives memory to a module's variables, once.
+    fn place_variables(&mut self, module: &Module) {
+        for (i, v) in module.source.variables.iter().enumerate() {
+            if matches!(v.space, Space::Global | Space::Const) && !self.symbols.contains_key(&(module.id, i as u32)) {
+                let pointer = self.global.alloc(v.size as usize);
+                // Device variables without an initialiser are zero.
+                let mut data = v.initial.clone();
+                data.resize(v.size as usize, 0);
+                if let (false, Ok((memory, offset))) = (data.is_empty(), self.global.host(pointer, data.len(), "write"))
+                {
+                    memory.fill_from_host(offset, &data);
+                }
+                self.symbols.insert((module.id, i as u32), pointer);
+            }
+        }
+    }
+
     /// Runs a kernel to its end, or to the first broken rule.
     pub fn launch(
         &mut self,
@@ -340,19 +422,7 @@ impl Device {
             }
             parameters[p.offset..p.offset + p.size].copy_from_slice(bytes);
         }
-        for (i, v) in module.source.variables.iter().enumerate() {
-            if matches!(v.space, Space::Global | Space::Const) && !self.symbols.contains_key(&(module.id, i as u32)) {
-                let pointer = self.global.alloc(v.size as usize);
-                // Device variables without an initialiser are zero.
-                let mut data = v.initial.clone();
-                data.resize(v.size as usize, 0);
-                if let (false, Ok((memory, offset))) = (data.is_empty(), self.global.host(pointer, data.len(), "write"))
-                {
-                    memory.fill_from_host(offset, &data);
-                }
-                self.symbols.insert((module.id, i as u32), pointer);
-            }
-        }
+        self.place_variables(module);
         self.global.new_launch();
         self.launches += 1;
         let seed = if let Schedule::Random(seed) = self.options.schedule { seed } else { 0 };

@@ -22,7 +22,8 @@ mod tensor_map;
 mod wgmma;
 
 pub use device::{
-    Argument, Asynchronous, Bytes, Device, DevicePointer, Grid, LaunchStats, Module, Options, Rounding, Schedule,
+    Argument, Asynchronous, Attributes, Bytes, Device, DevicePointer, Grid, LaunchStats, Module, Options, Rounding,
+    Schedule,
 };
 pub use report::{Fault, Place, Rule};
 pub use tensor_map::{Swizzle, TensorElement, TensorMap, TensorMapError};

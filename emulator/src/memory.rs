@@ -41,6 +41,10 @@ impl Bits {
     fn get(&self, i: usize) -> bool {
         self.0[i / 64] >> (i % 64) & 1 == 1
     }
+
+    fn put(&mut self, i: usize, value: bool) {
+        self.0[i / 64] = self.0[i / 64] & !(1 << (i % 64)) | u64::from(value) << (i % 64);
+    }
 }
 
 /// A stretch of memory: one allocation, or a block's shared memory.
@@ -80,6 +84,19 @@ impl Stretch {
     pub(crate) fn fill_from_host(&mut self, at: usize, data: &[u8]) {
         self.bytes[at..at + data.len()].copy_from_slice(data);
         self.written.set_range(at, data.len());
+    }
+
+    /// Bytes, and which of them have been written.
+    pub(crate) fn part(&self, at: usize, n: usize) -> (Vec<u8>, Vec<bool>) {
+        (self.bytes[at..at + n].to_vec(), (at..at + n).map(|i| self.written.get(i)).collect())
+    }
+
+    /// Puts a [`part`](Self::part) here.
+    pub(crate) fn fill_from_part(&mut self, at: usize, (bytes, written): (Vec<u8>, Vec<bool>)) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
+        for (i, written) in written.into_iter().enumerate() {
+            self.written.put(at + i, written);
+        }
     }
 
     pub(crate) fn forget(&mut self) {

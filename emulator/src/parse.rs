@@ -104,16 +104,61 @@ pub(crate) struct Function {
     pub max_threads: Option<u32>,
     /// `.maxnreg`
     pub max_registers: Option<u32>,
+    /// `.minnctapersm`: blocks that a multiprocessor has room for.
+    pub min_blocks: Option<u32>,
     /// `.reqnctapercluster`: the size of a cluster that this kernel was compiled for.
     pub cluster: Option<[u32; 3]>,
+}
+
+/// A function whose body has not been read yet.
+#[derive(Clone, Debug)]
+struct Unread {
+    function: Function,
+    /// From its first brace to its last.
+    text: String,
+    line: u32,
 }
 
 /// A parsed module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
+    /// `.target`: its first word.
+    pub target: String,
     pub files: HashMap<u32, String>,
     pub variables: Vec<Variable>,
+    /// Variables that nothing is known of but why they could not be read.
+    pub unreadable: Vec<LoadError>,
+    /// As far as [`Source::read`].
     pub functions: Vec<Function>,
+    unread: Vec<Unread>,
+}
+
+impl Source {
+    /// The names of the kernels.
+    pub(crate) fn kernels(&self) -> impl Iterator<Item = &str> {
+        let all = self.functions.iter().chain(self.unread.iter().map(|unread| &unread.function));
+        all.filter(|function| function.entry).map(|function| function.name.as_str())
+    }
+
+    /// Reads the bodies of a function and of those that it calls, as far as they are in the module.
+    pub(crate) fn read(&mut self, name: &str) -> Result<(), LoadError> {
+        let mut wanted = vec![name.to_string()];
+        while let Some(name) = wanted.pop() {
+            let Some(at) = self.unread.iter().position(|unread| unread.function.name == name) else { continue };
+            let unread = &self.unread[at];
+            let body = body(&unread.text, unread.line)?;
+            let called = body.iter().filter_map(|item| match item {
+                Item::Instruction(s) if s.opcode == "call" => {
+                    s.operands.iter().find_map(|o| if let Operand::Name(name) = o { Some(name.clone()) } else { None })
+                }
+                _ => None,
+            });
+            wanted.extend(called);
+            let Unread { function, .. } = self.unread.swap_remove(at);
+            self.functions.push(Function { body, ..function });
+        }
+        Ok(())
+    }
 }
 
 fn error(line: u32, text: &str, reason: impl Into<String>) -> LoadError {
@@ -374,10 +419,11 @@ fn header(text: &str, line: u32) -> Result<Function, LoadError> {
     };
     let max_threads = attribute(".maxntid").or_else(|| attribute(".reqntid")).map(|n| n.iter().product());
     let max_registers = attribute(".maxnreg").and_then(|n| n.first().copied());
+    let min_blocks = attribute(".minnctapersm").and_then(|n| n.first().copied());
     let size = |n: Vec<u32>| [0, 1, 2].map(|i| n.get(i).copied().unwrap_or(1));
     let cluster = attribute(".reqnctapercluster").map(size);
     let name = name.trim().to_string();
-    Ok(Function { name, entry, returns, params, body: Vec::new(), max_threads, max_registers, cluster })
+    Ok(Function { name, entry, returns, params, body: Vec::new(), max_threads, max_registers, min_blocks, cluster })
 }
 
 struct Cursor<'a> {
@@ -418,61 +464,112 @@ impl<'a> Cursor<'a> {
         }
         None
     }
+
+    /// The rest of this line.
+    fn line(&mut self) -> &'a str {
+        let end = self.rest().find('\n').unwrap_or(self.rest().len());
+        self.advance(end)
+    }
+
+    /// From this brace to the one that closes it.
+    fn braces(&mut self) -> Option<&'a str> {
+        let mut depth = 0;
+        for (i, b) in self.rest().bytes().enumerate() {
+            match b {
+                b'{' => depth += 1,
+                b'}' => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                return Some(self.advance(i + 1));
+            }
+        }
+        None
+    }
 }
 
-/// Reads a whole module.
-pub(crate) fn parse(text: &str) -> Result<Source, LoadError> {
+/// Reads all of a module but the functions' bodies.
+pub(crate) fn outline(text: &str) -> Result<Source, LoadError> {
     let text = without_comments(text);
     let mut source = Source::default();
     let mut c = Cursor { text: &text, at: 0, line: 1 };
-    let mut function: Option<Function> = None;
-    let mut depth = 0;
     loop {
         c.skip_space();
         let (rest, line) = (c.rest(), c.line);
         let Some(first) = rest.bytes().next() else { break };
         let ended = || error(line, rest.lines().next().unwrap_or_default(), "the text ends inside this");
-        match first {
-            b'{' => {
+        let word = rest.split(|ch: char| ch.is_whitespace()).next().unwrap_or_default();
+        match word {
+            _ if first == b';' => {
                 c.advance(1);
-                depth += 1;
-                if let Some(f) = &mut function {
-                    f.body.push(Item::Open);
-                }
-                continue;
             }
-            b'}' => {
+            _ if first != b'.' => return Err(error(line, word, "this stands outside a function")),
+            ".version" | ".target" | ".address_size" | ".file" | ".loc" => {
+                let whole = c.line();
+                let mut parts = whole.split_whitespace().skip(1);
+                match word {
+                    ".target" => source.target = parts.next().unwrap_or_default().trim_end_matches(',').to_string(),
+                    ".file" => {
+                        if let (Some(Ok(n)), Some(name)) = (parts.next().map(str::parse), whole.split('"').nth(1)) {
+                            source.files.insert(n, name.to_string());
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            ".section" => {
+                c.until(|b| b == b'}').ok_or_else(ended)?;
                 c.advance(1);
-                depth -= 1;
-                if let Some(f) = &mut function {
-                    f.body.push(Item::Close);
-                }
-                if depth == 0 {
-                    source.functions.extend(function.take());
-                }
-                continue;
             }
-            b';' => {
-                c.advance(1);
-                continue;
+            ".pragma" => {
+                c.until(|b| b == b';').ok_or_else(ended)?;
             }
-            _ => {}
+            _ => {
+                let start = rest.split(';').next().unwrap_or_default();
+                if start.contains(".entry") || start.contains(".func") {
+                    let whole = c.until(|b| b == b';' || b == b'{').ok_or_else(ended)?;
+                    if c.rest().starts_with('{') {
+                        let (function, line) = (header(whole, line)?, c.line);
+                        let text = c.braces().ok_or_else(|| error(line, "", "unbalanced braces"))?.to_string();
+                        source.unread.push(Unread { function, text, line });
+                    }
+                } else if word == ".alias" {
+                    return Err(error(line, start, "unsupported directive"));
+                } else {
+                    let whole = c.until(|b| b == b';').ok_or_else(ended)?;
+                    match variable(whole, line) {
+                        Ok(variable) => source.variables.push(variable),
+                        Err(error) => source.unreadable.push(error),
+                    }
+                }
+            }
+        }
+    }
+    Ok(source)
+}
+
+/// Reads the body of a function, braces included, that starts at this line.
+fn body(text: &str, line: u32) -> Result<Vec<Item>, LoadError> {
+    let mut body = Vec::new();
+    let mut c = Cursor { text, at: 0, line };
+    loop {
+        c.skip_space();
+        let (rest, line) = (c.rest(), c.line);
+        let Some(first) = rest.bytes().next() else { break };
+        let ended = || error(line, rest.lines().next().unwrap_or_default(), "the text ends inside this");
+        if let b'{' | b'}' | b';' = first {
+            c.advance(1);
+            match first {
+                b'{' => body.push(Item::Open),
+                b'}' => body.push(Item::Close),
+                _ => {}
+            }
+            continue;
         }
         let word = rest.split(|ch: char| ch.is_whitespace()).next().unwrap_or_default();
         if first == b'.' {
             match word {
-                ".version" | ".target" | ".address_size" | ".file" | ".loc" => {
-                    let end = rest.find('\n').unwrap_or(rest.len());
-                    let whole = c.advance(end);
-                    if word == ".file" {
-                        let mut parts = whole.split_whitespace().skip(1);
-                        if let (Some(Ok(n)), Some(name)) = (parts.next().map(str::parse), whole.split('"').nth(1)) {
-                            source.files.insert(n, name.to_string());
-                        }
-                    } else if let (".loc", Some(f)) = (word, &mut function) {
-                        f.body.push(Item::Loc(loc(whole)));
-                    }
-                }
+                ".loc" => body.push(Item::Loc(loc(c.line()))),
                 ".section" => {
                     c.until(|b| b == b'}').ok_or_else(ended)?;
                     c.advance(1);
@@ -480,24 +577,11 @@ pub(crate) fn parse(text: &str) -> Result<Source, LoadError> {
                 ".pragma" => {
                     c.until(|b| b == b';').ok_or_else(ended)?;
                 }
-                _ if function.is_none() => {
-                    let start = rest.split(';').next().unwrap_or_default();
-                    if start.contains(".entry") || start.contains(".func") {
-                        let whole = c.until(|b| b == b';' || b == b'{').ok_or_else(ended)?;
-                        if c.rest().starts_with('{') {
-                            function = Some(header(whole, line)?);
-                        }
-                    } else if word == ".alias" {
-                        return Err(error(line, start, "unsupported directive"));
-                    } else {
-                        let whole = c.until(|b| b == b';').ok_or_else(ended)?;
-                        source.variables.push(variable(whole, line)?);
-                    }
-                }
                 _ => {
                     let whole = c.until(|b| b == b';').ok_or_else(ended)?;
-                    let item = match word {
-                        ".reg" => registers(whole, line)?,
+                    body.push(match word {
+                        // `.reg.b32 f` in what is written by hand.
+                        _ if word == ".reg" || word.starts_with(".reg.") => registers(whole, line)?,
                         ".shared" | ".local" | ".param" => Item::Variable(variable(whole, line)?),
                         ".branchtargets" => Item::Targets(
                             split_commas(whole.trim_start_matches(".branchtargets").trim())
@@ -506,30 +590,23 @@ pub(crate) fn parse(text: &str) -> Result<Source, LoadError> {
                                 .collect(),
                         ),
                         _ => return Err(error(line, whole, "unsupported directive")),
-                    };
-                    if let Some(f) = &mut function {
-                        f.body.push(item);
-                    }
+                    });
                 }
             }
             continue;
         }
-        let Some(f) = &mut function else { return Err(error(line, word, "an instruction outside a function")) };
         let name = rest.find(|ch: char| !(ch.is_ascii_alphanumeric() || "_$%".contains(ch))).unwrap_or(rest.len());
         let after = rest[name..].trim_start();
         if name > 0 && after.starts_with(':') && !after.starts_with("::") {
-            f.body.push(Item::Label(rest[..name].to_string()));
+            body.push(Item::Label(rest[..name].to_string()));
             let colon = rest.find(':').unwrap_or(name);
             c.advance(colon + 1);
             continue;
         }
         let whole = c.until(|b| b == b';').ok_or_else(ended)?;
-        f.body.push(Item::Instruction(statement(whole, line)?));
+        body.push(Item::Instruction(statement(whole, line)?));
     }
-    if function.is_some() || depth != 0 {
-        return Err(error(c.line, "", "unbalanced braces"));
-    }
-    Ok(source)
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -558,13 +635,13 @@ mod tests {
 
     #[test]
     fn lines_are_kept_through_comments() {
-        let error = parse("// a\n/* b\n c */\n.visible .entry k()\n{\n  add.s32 ?, 1;\n}\n").unwrap_err();
-        assert_eq!(error.line, 6);
+        let text = "// a\n/* b\n c */\n.visible .entry k()\n{\n  add.s32 ?, 1;\n}\n";
+        assert_eq!(outline(text).unwrap().read("k").unwrap_err().line, 6);
     }
 
     #[test]
     fn declarations() {
-        let source = parse(".const .align 4 .b8 t[4] = {1, 2, 3};\n.extern .shared .align 16 .b8 s[];").unwrap();
+        let source = outline(".const .align 4 .b8 t[4] = {1, 2, 3};\n.extern .shared .align 16 .b8 s[];").unwrap();
         assert_eq!(source.variables[0].initial, [1, 2, 3, 0]);
         assert!(source.variables[1].external && source.variables[1].size == 0 && source.variables[1].align == 16);
     }

@@ -464,6 +464,8 @@ pub(crate) struct Kernel {
     /// How many slots are tracked at run time because a path may read them undefined.
     pub tracked: usize,
     pub max_threads: Option<u32>,
+    /// `.minnctapersm`
+    pub min_blocks: Option<u32>,
     /// `.maxnreg`
     pub max_registers: Option<u32>,
     /// `.reqnctapercluster`

@@ -194,3 +194,66 @@ fn every_synchronisation_is_needed() {
         }
     }
 }
+
+/// Two kernels, a function that one of them calls, and a variable, of which something is unknown in all but the first.
+const PARTLY_UNKNOWN: &str = r"
+.version 9.0
+.target sm_90a
+.address_size 64
+.global .align 8 .u64 pointer = generic(somewhere);
+.global .align 4 .u32 counts[2] = {5, 6};
+.func helper() { frobnicate.u32; ret; }
+.visible .entry good(.param .u64 good_param_0) .maxntid 64, 1, 1 .minnctapersm 3
+{
+    .reg .b32 %r<2>; .reg .b64 %rd<2>;
+    ld.param.u64 %rd1, [good_param_0];
+    ld.global.u32 %r1, [counts+4];
+    st.global.u32 [%rd1], %r1;
+    ret;
+}
+.visible .entry calls() { call.uni helper, (); ret; }
+.visible .entry points()
+{
+    .reg .b64 %rd<2>;
+    ld.global.u64 %rd1, [pointer];
+    ret;
+}
+";
+
+#[test]
+fn an_unknown_instruction_is_its_kernels_error_alone() {
+    assert_eq!(Module::parse(PARTLY_UNKNOWN).unwrap_err().line, 7);
+    let mut m = Module::open(PARTLY_UNKNOWN).unwrap();
+    assert_eq!((m.kernels(), m.target()), (vec!["calls", "good", "points"], "sm_90a"));
+    assert!(m.attributes("good").is_none() && m.parameters("good").is_none(), "not ready yet");
+    for (kernel, line, reason) in
+        [("calls", 7, "frobnicate"), ("points", 5, "numbers"), ("nowhere", 0, "no such kernel")]
+    {
+        let error = m.prepare(kernel).unwrap_err();
+        assert!(error.line == line && error.to_string().contains(reason), "{kernel}: {error}");
+    }
+    m.prepare("good").unwrap();
+    let attributes = m.attributes("good").unwrap();
+    assert_eq!((attributes.max_threads, attributes.min_blocks, attributes.cluster), (Some(64), Some(3), None));
+    let mut d = Device::new(Options::default());
+    let out = d.alloc(4);
+    d.launch(&m, "good", Grid::linear(1, 1, 0), &[out.into()]).unwrap();
+    assert_eq!(d.download::<u32>(out, 1).unwrap(), [6]);
+    // The host finds and changes the same variable.
+    let (counts, bytes) = d.variable(&m, "counts").unwrap();
+    assert_eq!((bytes, d.variable(&m, "pointer")), (8, None));
+    d.write(counts + 4, &7u32.to_le_bytes()).unwrap();
+    d.launch(&m, "good", Grid::linear(1, 1, 0), &[out.into()]).unwrap();
+    assert_eq!(d.download::<u32>(out, 1).unwrap(), [7]);
+}
+
+#[test]
+fn a_copy_within_the_device_leaves_unwritten_what_was() {
+    let mut d = Device::new(Options::default());
+    let (from, to) = (d.alloc(100), d.upload(&[0u8; 100]));
+    d.write(from, &[1; 70]).unwrap();
+    d.copy(from + 3, to, 90).unwrap();
+    assert_eq!(d.first_unwritten(to).unwrap(), Some(67));
+    assert_eq!(d.read(to, 100).unwrap()[..67], [1; 67]);
+    assert!(d.copy(from, to + 50, 51).is_err() && d.check(to, 101).is_err() && d.check(to + 1, 99).is_ok());
+}

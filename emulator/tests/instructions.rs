@@ -42,6 +42,9 @@ fn scalar_forms() {
         ("setp.eq.u32 %p3, 1, 2; setp.lt.and.u32 %p1, 1, 2, !%p3; selp.u32 %r0, 1, 0, %p1;", 1),
         ("setp.eq.u32 %p3, 1, 1; setp.gt.or.u32 %p1|%p2, 1, 2, %p3; selp.u32 %r0, 1, 0, %p2;", 1),
         ("set.lt.u32.f32 %r0, 0f3F800000, 0f40000000;", u32::MAX),
+        ("{.reg.b16 a, b; mov.b16 a, 0x3C00; set.eq.f16.f16 b, a, a; cvt.u32.u16 %r0, b;}", 0x3C00),
+        ("{.reg.b16 a, b; mov.b16 a, 0x3C00; set.gt.bf16.bf16 b, a, a; cvt.u32.u16 %r0, b;}", 0),
+        ("{.reg.b16 a, b; mov.b16 a, 0x3C00; set.geu.bf16.bf16 b, a, a; cvt.u32.u16 %r0, b;}", 0x3F80),
         ("slct.s32.s32 %r0, 4, 5, -1;", 5),
         // Conversions and their extensions.
         ("cvt.s32.s8 %r0, 0x1FF;", u32::MAX),

@@ -122,7 +122,7 @@ def tests(out: Path) -> list[Step]:
 def sanitizer(out: Path) -> list[Step] | str:
     if not shutil.which("compute-sanitizer"):
         return "no compute-sanitizer on PATH"
-    program = [str(PROGRAMS / "cuda_hardware"), "smallest"]
+    program = [str(PROGRAMS / "cuda_hardware"), "smallest_step"]
     required = {"SAE_KERNELS_REQUIRE_GPU": "1"}
     return [Step(["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *program], required) for tool in TOOLS]
 
