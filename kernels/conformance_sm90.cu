@@ -42,8 +42,6 @@ static __device__ __forceinline__ uint32_t new_barrier(uint32_t count) {
     cluster_sync();
     return at;
 }
-/// Shows what threads wrote to shared memory to bulk copies and wgmma.
-static __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
 static __device__ __forceinline__ uint32_t load_shared_cluster(uint32_t address) {
     uint32_t v;
     asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
@@ -147,6 +145,20 @@ CHECK c_bulk_load_multicast(CHECK_ARGUMENTS) {
     const bool arrived = wait(full, 0);
     for (int i = 0; i < 2; ++i) show(out + rank * 2048 + i * 1024, pieces[i], 1024, arrived);
     cluster_sync();
+}
+
+// Rows of 4 to 128 words, every 136 words of shared memory, to every 128 of global memory; each word is its place, and gone once it has been read.
+CHECK c_bulk_store(CHECK_ARGUMENTS) {
+    __shared__ __align__(16) uint32_t rows[8 * 136];
+    uint32_t* to = out + cluster_rank() * 8 * 128;
+    for (int i = threadIdx.x; i < 8 * 136; i += 384) rows[i] = i;
+    fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x < 8) bulk_store(to + threadIdx.x * 128, shared_address(rows + threadIdx.x * 136), threadIdx.x < 7 ? 16 + threadIdx.x * 64 : 512);
+    bulk_commit();
+    bulk_wait_read<0>();
+    __syncthreads();
+    for (int i = threadIdx.x; i < 8 * 136; i += 384) rows[i] = GAVE_UP;
 }
 
 // wgmma: from where it takes an operand.

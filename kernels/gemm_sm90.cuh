@@ -271,6 +271,7 @@ __device__ __forceinline__ void consume(
                     p.region == FULL ? row_index * ((p.cols + TILE - 1) / TILE) + col_index : col_index * (col_index + 1) / 2 + row_index;
                 const Tile tile{data,      row0,      col0, min(TILE, p.rows - row0), min(TILE, p.cols - col0),
                                 row_index, col_index, index};
+                if (STORES_BY_COPIES<Epilogue>) fence_proxy_async();
                 tile.sync();
                 epilogue(tile);
                 // The tile's memory is written again.

@@ -162,6 +162,21 @@ PTX_FN void bulk_load_3d_multicast(uint32_t target, const TensorMap* map, int x,
                  : "memory");
 }
 
+/// Shows this thread's writes of shared memory to bulk copies and wgmma.
+PTX_FN void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Starts the copy of `bytes`, a multiple of 16, from shared to global memory.
+PTX_FN void bulk_store(void* to, uint32_t from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                 ::"l"(__cvta_generic_to_global(to)), "r"(from), "r"(bytes)
+                 : "memory");
+}
+PTX_FN void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until at most N of this thread's groups have still to be read from shared memory.
+template <int N>
+PTX_FN void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
 /// Whether this is the one lane that the warp, all of it here, elects.
 PTX_FN bool elect_lane() {
     uint32_t elected;

@@ -19,6 +19,10 @@ enum class Major { Depth, Across };
 /// All tiles; those on and above the diagonal; those on the diagonal; those on and above it, the former left at zero.
 enum Region : uint32_t { FULL = 0, UPPER = 1, DIAGONAL = 2, ABOVE_DIAGONAL = 3 };
 
+/// Whether an epilogue stores parts of the tile by bulk copies: they see what threads have written to it.
+template <class Epilogue>
+constexpr bool STORES_BY_COPIES = false;
+
 /// A finished tile of C in shared memory, for a group of W warps; the block may have several such groups. Rows and columns beyond the
 /// matrix hold zeros.
 template <int W>

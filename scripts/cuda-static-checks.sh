@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What no emulator sees, from the machine code: registers, shared memory, stack, spills and local memory of every kernel against
 # kernels/resources.txt; that the products use tensor cores (HMMA), ldmatrix (LDSM) and 16-byte asynchronous copies (LDGSTS.128), on sm_90a
-# wgmma (HGMMA) and bulk copies (UTMALDG), without a division or a fence of all memory in their loops; and that the kernels bound by memory
+# wgmma (HGMMA) and bulk copies (UTMALDG; UBLKCP where plain products are stored), without a division or a fence of all memory in their loops; and that the kernels bound by memory
 # read and write f32 16 bytes at a time (LDG.128, STG.128).
 #     CUDA_HOME=... CUOBJDUMP=... scripts/cuda-static-checks.sh [--update]
 # cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51, in an environment of their own.
@@ -51,7 +51,7 @@ for source in kernels/*.cu; do
         "$cuobjdump" -sass "$cubin" | awk -v architecture="sm_$architecture" '
             /Function :/ { name = $3 }
             / HMMA\./ { hmma[name]++ } / LDSM\./ { ldsm[name]++ } / LDGSTS\..*128/ { ldgsts[name]++ }
-            / HGMMA\./ { hgmma[name]++ } / UTMALDG\./ { utmaldg[name]++ }
+            / HGMMA\./ { hgmma[name]++ } / UTMALDG\./ { utmaldg[name]++ } / UBLKCP\.G\.S/ { ublkcp[name]++ }
             / LDG\..*128/ { ldg[name]++ } / STG\..*128/ { stg[name]++ }
             / (LDL|STL)/ { local[name]++ }
             # A loop is a jump backwards, from one address (four or five digits) to another; integers are divided by way of a reciprocal.
@@ -67,6 +67,7 @@ for source in kernels/*.cu; do
                         if (target < at[lines] && multiplies && !(name in inside)) { inside[name] = divides; fenced[name] = fences } }
             END { for (name in hmma) print architecture, name, "HMMA:" hmma[name], "LDSM:" ldsm[name] + 0, "LDGSTS.128:" ldgsts[name] + 0
                   for (name in hgmma) print architecture, name, "HGMMA:" hgmma[name], "UTMALDG:" utmaldg[name] + 0
+                  for (name in ublkcp) print architecture, name, "UBLKCP"
                   for (name in inside) if (inside[name]) print architecture, name, "divides in its loop"
                   for (name in fenced) if (fenced[name]) print architecture, name, "fences all memory in its loop"
                   for (name in ldg) print architecture, name, "LDG.128"
@@ -93,6 +94,11 @@ for name in $(grep -hoE '^GEMM_KERNEL\([a-z0-9_]+' kernels/*.cu | cut -d'(' -f2)
         grep -q "^sm_$architecture $name $unit:" "$out/sass" || { echo "sm_$architecture $name has no $unit"; failed=1; }
     done
 done
+if [[ " ${architectures//,/ } " = *" 90a "* ]]; then
+    for name in comoments product_{nn,nt,tn}_{bf16,f16}; do
+        grep -q "^sm_90a $name UBLKCP" "$out/sass" || { echo "sm_90a $name stores without bulk copies"; failed=1; }
+    done
+fi
 if grep 'in its loop' "$out/sass"; then
     failed=1
 fi

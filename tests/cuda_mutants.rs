@@ -201,6 +201,9 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
             ops::comoments(under, dense, (depth, 18), &numbers(depth * 18, 1.0), &numbers(18, 0.4), None);
             let before = ops::upper_triangle(131, &numbers(131 * 131, 1.0));
             ops::comoments(under, strided, (46, 131), &numbers(46 * 131, 1.0), &numbers(131, 0.4), Some(&before));
+            // Rows begin at multiples of 16 bytes.
+            let aligned = Place { multiple: 4, ..dense };
+            ops::comoments(under, aligned, (46, most), &numbers(46 * most, 1.0), &numbers(most, 0.4), None);
             ops::recentre(under, dense, (0, 5), &[], &[0.0; 5], &[0.0; 5]);
             // Every third column is far from 0, then none.
             for far in [50.0, 0.0] {
@@ -264,10 +267,16 @@ fn work<E: CudaElement>(family: &str, under: &Under<Staged<E>>, most: usize) {
             ops::column_sums(under, dense, (143, 15), &numbers(143 * 15, 1.0), None);
             if E::IS_16_BIT {
                 for layout in [Layout::Nn, Layout::Nt, Layout::Tn] {
-                    for ([m, n, k], before) in [([18, 15, depth], false), ([most, 131, depth], true)] {
+                    // Of the last, rows begin at multiples of 16 bytes, and end elsewhere.
+                    let aligned = Place { multiple: 4, ..dense };
+                    for ([m, n, k], place, before) in [
+                        ([18, 15, depth], dense, false),
+                        ([most, 131, depth], dense, true),
+                        ([most, 131, depth], aligned, false),
+                    ] {
                         let before = before.then(|| numbers(m * n, 1.0));
                         let (left, right) = (numbers(m * k, 1.0), numbers(n * k, 1.0));
-                        ops::product(under, dense, layout, [m, n, k], &left, &right, before.as_deref());
+                        ops::product(under, place, layout, [m, n, k], &left, &right, before.as_deref());
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use ptx_emulator::conformance::{FIRST_PLACE, SM80, SM90A, SUITES, compare, from_line};
+use ptx_emulator::conformance::{FIRST_PLACE, SM80, SM90A, SUITES, UNWRITTEN, compare, from_line};
 use ptx_emulator::{Module, Options};
 
 const CONFORMANCE: &str = SM80.ptx;
@@ -354,6 +354,17 @@ fn boxes_arrive_swizzled_and_with_zeros() {
             let wanted = in_tensor(1, 4 * from + line, 8 * from + column);
             assert_eq!(found, wanted, "block {block}, from block {from}: line {line}, column {column}");
         }
+    }
+}
+
+#[test]
+fn rows_leave_shared_memory() {
+    let out = run_sm90("c_bulk_store");
+    for (at, found) in out[..2 * 8 * 128].iter().enumerate() {
+        let (row, col) = (at / 128 % 8, at % 128);
+        let len = if row < 7 { 4 + 16 * row } else { 128 };
+        let wanted = if col < len { (row * 136 + col) as u32 } else { UNWRITTEN };
+        assert_eq!(*found, wanted, "word {at}");
     }
 }
 

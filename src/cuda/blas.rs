@@ -86,7 +86,11 @@ fn is_there() -> bool {
 fn names() -> impl Iterator<Item = String> {
     use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
     let version = |version: u32| {
-        if cfg!(windows) { format!("cublasLt64_{version}.dll") } else { format!("{DLL_PREFIX}cublasLt{DLL_SUFFIX}.{version}") }
+        if cfg!(windows) {
+            format!("cublasLt64_{version}.dll")
+        } else {
+            format!("{DLL_PREFIX}cublasLt{DLL_SUFFIX}.{version}")
+        }
     };
     let of_headers = cudarc::driver::sys::CUDA_VERSION / 1000;
     std::iter::once(format!("{DLL_PREFIX}cublasLt{DLL_SUFFIX}")).chain([of_headers, 12, 11].map(version))
