@@ -1,8 +1,8 @@
 // Epilogue that stores or adds the product.
 //
-// On compute capability 9.0 what is only stored leaves the tile by bulk copies, a lane a row: the threads read nothing and form no addresses. A
-// copy takes a multiple of 16 bytes at such an address; columns beyond, and other matrices, are stored by threads. Predicted: 16 or 32 copies
-// that a warp issues one after the other, half the time of its 16-byte stores. Not yet run on hardware.
+// On compute capability 9.0 what is only stored leaves the tile by bulk copies, a lane issues a row's: nothing passes through registers. A copy
+// takes a multiple of 16 bytes at such an address; columns beyond, and other matrices, are stored by threads. Predicted: 16 or 32 copies that
+// a warp issues one after the other, half the time of its 16-byte stores. Not yet run on hardware.
 //
 // Rejected: a tensor map of the output, one copy a tile, for it wants a tile without the padding that keeps writing fragments free of bank
 // conflicts.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What no emulator sees, from the machine code: registers, shared memory, stack, spills and local memory of every kernel against
 # kernels/resources.txt; that the products use tensor cores (HMMA), ldmatrix (LDSM) and 16-byte asynchronous copies (LDGSTS.128), on sm_90a
-# wgmma (HGMMA) and bulk copies (UTMALDG; UBLKCP where plain products are stored), without a division or a fence of all memory in their loops; and that the kernels bound by memory
-# read and write f32 16 bytes at a time (LDG.128, STG.128).
+# wgmma (HGMMA) and bulk copies (UTMALDG; UBLKCP where plain products are stored), without a division or a fence of all memory in their loops;
+# and that the kernels bound by memory read and write f32 16 bytes at a time (LDG.128, STG.128).
 #     CUDA_HOME=... CUOBJDUMP=... scripts/cuda-static-checks.sh [--update]
 # cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51, in an environment of their own.
 set -euo pipefail
