@@ -6,8 +6,8 @@ mod common;
 use common::anywhere::{Step, Training};
 use common::{assert_same_bits, relative, rng, rounded, uniform};
 use sae_kernels::{
-    Activation, ActivationLosses, Backend, Cpu, CpuElement, DecoderFree, DecoderFreeConfig, DecoderFreeStep, Element,
-    Form, Isa, MatMut, MatRef, Objective, PlanMemory, Reference, Shape, bf16, f16,
+    Activation, ActivationLosses, ActivationStep, Backend, Cpu, CpuElement, DecoderFree, DecoderFreeConfig,
+    DecoderFreeStep, Element, Error, Form, Isa, MatMut, MatRef, Objective, PlanMemory, Reference, Shape, bf16, f16,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,11 +19,16 @@ thread_local! {
     static BYTES: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
     static CALLS: Cell<usize> = const { Cell::new(0) };
+    /// Larger allocations are refused.
+    static LARGEST: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 // SAFETY: the system's allocator does it all.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if LARGEST.try_with(|largest| layout.size() > largest.get()).unwrap_or(false) {
+            return std::ptr::null_mut();
+        }
         // A thread that ends has no accounts any more.
         let _ = BYTES.try_with(|bytes| {
             bytes.set(bytes.get() + layout.size() as isize);
@@ -228,6 +233,32 @@ fn activation_losses_on_the_cpu_take_what_they_say() {
             assert_eq!(memory, expected, "{shape:?} {objective:?}");
         }
     }
+}
+
+/// A dual correlation term without gradient needs scratch, which is asked for before anything is written.
+#[test]
+fn too_little_memory_leaves_outputs_as_they_were() {
+    let shape = Shape { rows: 40, inputs: 3, latents: 130 };
+    let mut plan = ActivationLosses::new(Cpu::<f32>::with(Isa::detect(), 1).unwrap(), shape, OBJECTIVE).unwrap();
+    let activations = vec![0.5; 40 * 130];
+    let mut step = |row_loss: &mut [f32]| {
+        plan.step(ActivationStep {
+            activations: MatRef::new(&activations, 40, 130).unwrap(),
+            weight: None,
+            grad_activations: None,
+            grad_weight: None,
+            responsibilities: None,
+            row_loss: Some(row_loss),
+        })
+    };
+    let mut row_loss = [7.0; 40];
+    LARGEST.set(4 * 40 * 130 - 1);
+    let refused = step(&mut row_loss);
+    LARGEST.set(usize::MAX);
+    assert!(matches!(refused, Err(Error::Allocation { .. })), "{refused:?}");
+    assert_eq!(row_loss, [7.0; 40]);
+    step(&mut row_loss).unwrap();
+    assert!(row_loss.iter().all(|loss| (loss - (0.5 - 130f32.ln())).abs() < 1e-5), "{row_loss:?}");
 }
 
 /// Two blocks of tiles each way, and means that are far from 0 against the deviations. With the identity: a mask may differ where storage

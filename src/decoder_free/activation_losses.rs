@@ -79,11 +79,12 @@ impl<B: Backend> ActivationLosses<B> {
         let ActivationStep { activations, weight, mut grad_activations, grad_weight, mut responsibilities, .. } = step;
         let (n, h) = (activations.rows(), activations.cols());
         let mut row_loss = step.row_loss;
-        self.sums(activations, &mut row_loss)?;
-        self.plan.finish(n as u64, Some(activations), correlation)?;
+        // Before anything is written.
         if grad_activations.is_none() && correlation == Correlation::Dual {
             lengthen(&self.plan.backend, &mut self.plan.dz, n * h)?;
         }
+        self.sums(activations, &mut row_loss)?;
+        self.plan.finish(n as u64, Some(activations), correlation)?;
         self.plan.dual(n, Some(activations), grad_activations.as_mut().map(MatMut::reborrow), correlation)?;
         self.weight_term(activations, weight, grad_weight)?;
         let plan = &mut self.plan;
